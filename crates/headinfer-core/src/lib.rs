@@ -4,6 +4,7 @@
 //! lives in host memory, and streams through a small ring on the device under a plan that is executed
 //! literally. This crate must not know CUDA, tokio, the command line, or environment variables.
 
+pub mod backend;
 pub mod cpu;
 pub mod dtype;
 pub mod engine;
@@ -11,4 +12,5 @@ pub mod memory;
 pub mod model;
 pub mod plan;
 pub mod text;
+pub mod trace;
 pub mod units;

@@ -1,1 +1,93 @@
-//! plan
+//! The plan: from a model, a budget and a context to every byte that will be allocated and every command that
+//! will run.
+//!
+//! `Plan::new` decides and lays out; `schedule` turns a step into commands; `hazard` proves that commands on
+//! different lanes are ordered; `cost` gives each its bytes and FLOP; `report` prints. Knows no backend.
+
+mod choose;
+pub mod cost;
+pub mod hazard;
+mod layout;
+mod op;
+mod operands;
+pub mod paper;
+pub mod report;
+mod schedule;
+
+use std::ops::Range;
+
+pub use choose::{DeviceKind, Overrides, PlacementMode, PlanError, Request, WeightsMode};
+pub use cost::Machine;
+pub use layout::{
+    BLOCK, DECODE_ROWS, Knobs, Layout, Memory, Place, Region, RegionId, SPLIT, SPLITS_IN_FLIGHT, Span, WeightPlace,
+};
+pub use op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step};
+pub use operands::{Access, Operand, Operands, Role};
+pub use schedule::Schedule;
+
+use crate::model::spec::ModelSpec;
+
+/// What will be allocated and how steps run. Made by [`Plan::new`]; immutable after.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The model's shape.
+    pub spec: ModelSpec,
+    /// What it was made for.
+    pub request: Request,
+    layout: Layout,
+    why: Vec<String>,
+}
+
+impl Plan {
+    /// All decisions.
+    pub fn knobs(&self) -> &Knobs {
+        &self.layout.knobs
+    }
+
+    /// Regions and addresses.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// One sentence per decision, for people.
+    pub fn why(&self) -> &[String] {
+        &self.why
+    }
+
+    /// Bytes of K and V per token over all layers and heads.
+    pub fn kv_bytes_per_token(&self) -> u64 {
+        kv_bytes_per_token(&self.spec)
+    }
+
+    /// Tiles of `layer` that hold a past row visible to some row of `step`.
+    pub fn visible_tiles(&self, step: &Step, layer: usize) -> Range<usize> {
+        let tile = self.knobs().tile;
+        let first_visible = match self.spec.windows[layer] {
+            Some(window) => (step.past + 1).saturating_sub(window),
+            None => 0,
+        };
+        if first_visible >= step.past {
+            return 0..0;
+        }
+        first_visible / tile..step.past.div_ceil(tile)
+    }
+
+    /// Past rows that `tile` holds in `step`.
+    pub fn tile_rows(&self, step: &Step, tile: usize) -> usize {
+        let size = self.knobs().tile;
+        step.past.saturating_sub(tile * size).min(size)
+    }
+
+    /// KV heads of a layer in groups of at most `heads_per_group`.
+    pub fn groups(&self, heads: Heads) -> impl Iterator<Item = Heads> + use<> {
+        let size = self.knobs().heads_per_group;
+        (heads.start..heads.end)
+            .step_by(size)
+            .map(move |start| Heads { start, end: (start + size).min(heads.end) })
+    }
+}
+
+/// Bytes of K and V per token over all layers and heads, in bf16.
+pub fn kv_bytes_per_token(spec: &ModelSpec) -> u64 {
+    2 * spec.layers as u64 * spec.kv_dim() as u64 * 2
+}

@@ -1,0 +1,78 @@
+//! What executes schedules: the seam between the engine and a device.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::plan::{Lane, Schedule};
+
+/// Executes the steps of one plan. Opening a backend allocates all it will ever use.
+pub trait Backend: Send {
+    /// Runs one step. `ids` are the step's new tokens, as many as its rows.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the device fails; the backend is unusable after.
+    fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError>;
+
+    /// Logits of the last step, f32 `[logit_rows, vocab]`; waits for it.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the device failed.
+    fn logits(&mut self) -> Result<&[f32], BackendError>;
+
+    /// What has been done since the backend was opened.
+    fn stats(&self) -> Stats;
+
+    /// Keeps (or stops keeping) the start and end of every command of the last step.
+    fn record_timeline(&mut self, on: bool);
+
+    /// Commands of the last step with their times, when recorded.
+    fn timeline(&self) -> &[Timed];
+}
+
+/// A device failed.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct BackendError(pub String);
+
+/// Totals since a backend was opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// Time each lane was busy, by [`Lane::index`].
+    pub busy: [Duration; Lane::ALL.len()],
+    /// Bytes each lane moved or (compute, host) read from the KV cache.
+    pub bytes: [u64; Lane::ALL.len()],
+    /// Bytes of device memory allocated: the measured peak.
+    pub device_bytes: u64,
+    /// Bytes of host memory allocated by the backend, mapped weights not counted.
+    pub host_bytes: u64,
+    /// Time in copies, and the part of it during which arithmetic ran too.
+    pub copy: Duration,
+    /// See `copy`.
+    pub copy_hidden: Duration,
+}
+
+impl Stats {
+    /// Share of copy time hidden behind arithmetic; 1 when nothing was copied.
+    pub fn hidden_fraction(&self) -> f64 {
+        match self.copy.as_secs_f64() {
+            0.0 => 1.0,
+            copy => self.copy_hidden.as_secs_f64() / copy,
+        }
+    }
+}
+
+/// One executed command.
+#[derive(Clone, Debug)]
+pub struct Timed {
+    /// Index in the schedule.
+    pub command: usize,
+    /// Its lane.
+    pub lane: Lane,
+    /// Its op's name.
+    pub name: &'static str,
+    /// From the start of the step.
+    pub start: Duration,
+    /// From the start of the step.
+    pub end: Duration,
+}

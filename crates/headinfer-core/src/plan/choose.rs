@@ -1,0 +1,333 @@
+//! From a budget to decisions: which chunk, tile, group, ring and placement.
+
+use thiserror::Error;
+
+use super::layout::{BLOCK, Knobs, Layout, Memory, SPLIT, WeightPlace};
+use super::{Machine, Plan};
+use crate::dtype::DType;
+use crate::model::spec::ModelSpec;
+use crate::units::{Bytes, MIB};
+
+/// What kind of device a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// An arena in host memory plays the device; activations are f32, weights are used where they are mapped.
+    Cpu,
+    /// A CUDA GPU; activations are bf16.
+    Cuda,
+}
+
+/// Whether KV heads may stay on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlacementMode {
+    /// As many heads as fit stay; the rest is streamed.
+    #[default]
+    Auto,
+    /// All heads stay, or the plan does not fit.
+    Resident,
+    /// All heads are streamed.
+    Offload,
+}
+
+/// Where weights may live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightsMode {
+    /// In place on the CPU; on a GPU resident if they fit, else streamed.
+    #[default]
+    Auto,
+    /// Copied to the device.
+    Resident,
+    /// Streamed layer by layer.
+    Stream,
+}
+
+/// Decisions taken away from the planner. Impossible ones are refused by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Overrides {
+    /// New tokens per prefill step.
+    pub chunk: Option<usize>,
+    /// Tokens per tile.
+    pub tile: Option<usize>,
+    /// KV heads per launch.
+    pub heads_per_group: Option<usize>,
+    /// Ring slots.
+    pub ring_slots: Option<usize>,
+    /// (layer, KV head) pairs that never leave the device.
+    pub resident_heads: Option<usize>,
+    /// (layer, KV head) pairs that the CPU attends to in decode.
+    pub host_heads: Option<usize>,
+    /// Rows with logits of one step.
+    pub logit_rows: Option<usize>,
+}
+
+/// What a plan is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Kind of device.
+    pub device: DeviceKind,
+    /// Most tokens in the cache, prompt and output together.
+    pub context: usize,
+    /// Bytes of device memory the process may use.
+    pub device_budget: u64,
+    /// Bytes of host memory the plan may allocate.
+    pub host_budget: u64,
+    /// Placement of KV heads.
+    pub placement: PlacementMode,
+    /// Placement of weights.
+    pub weights: WeightsMode,
+    /// Fixed decisions.
+    pub overrides: Overrides,
+    /// Rates of the machine, for the cost model.
+    pub machine: Machine,
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum PlanError {
+    /// The smallest plan needs more than the budget.
+    #[error("{what} does not fit: {memory} memory needs {need} of {have} (largest: {largest})")]
+    DoesNotFit {
+        /// The model and context.
+        what: String,
+        /// `device` or `host`.
+        memory: &'static str,
+        /// Bytes of the smallest plan.
+        need: Bytes,
+        /// The budget.
+        have: Bytes,
+        /// Largest regions, biggest first.
+        largest: String,
+        /// What to change.
+        hint: String,
+        /// Longest context that fits under the same budget; 0 when none does.
+        longest: usize,
+    },
+    /// An override no plan can have.
+    #[error("{0}")]
+    Override(String),
+}
+
+/// Contexts beyond this are refused: offsets and positions stay far from overflow.
+pub(super) const CONTEXT_MAX: usize = 1 << 32;
+const RING_SLOTS: usize = 3;
+const LOGIT_ROWS: usize = 16;
+const LEVELS: u32 = 16;
+
+impl Plan {
+    /// Decides everything and lays it out.
+    ///
+    /// # Errors
+    /// [`PlanError`] when nothing fits or an override is impossible.
+    pub fn new(spec: &ModelSpec, request: &Request) -> Result<Plan, PlanError> {
+        check_overrides(spec, request)?;
+        match choose(spec, request) {
+            Some(plan) => Ok(plan),
+            None => Err(does_not_fit(spec, request)),
+        }
+    }
+
+    /// Bytes of device memory the process will use: all regions and the driver's own.
+    pub fn device_bytes(&self) -> u64 {
+        self.layout().bytes(Memory::Device) + self.request.machine.device_overhead
+    }
+
+    /// Bytes of host memory the plan allocates, mapped weights not counted.
+    pub fn host_bytes(&self) -> u64 {
+        self.layout().bytes(Memory::Host)
+    }
+
+    /// Longest context that fits `request` with everything else unchanged; 0 when none does.
+    pub fn longest_context(spec: &ModelSpec, request: &Request) -> usize {
+        let fits = |context: usize| {
+            let request = Request { context, ..request.clone() };
+            check_overrides(spec, &request).is_ok() && choose(spec, &request).is_some()
+        };
+        let (mut low, mut high) = (0, CONTEXT_MAX / SPLIT);
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            if fits(middle * SPLIT) { low = middle } else { high = middle - 1 }
+        }
+        low * SPLIT
+    }
+}
+
+fn choose(spec: &ModelSpec, request: &Request) -> Option<Plan> {
+    let all = spec.layers * spec.kv_heads;
+    for weights in weight_places(spec, request) {
+        if may_be_all_resident(request, all) {
+            for level in 0..4 {
+                let mut knobs = knobs(spec, request, weights, level);
+                knobs.resident_heads = all;
+                knobs.heads_per_group = request.overrides.heads_per_group.unwrap_or(spec.kv_heads);
+                if let Some(plan) = fit(spec, request, knobs) {
+                    return Some(plan);
+                }
+            }
+        }
+        if request.placement == PlacementMode::Resident {
+            continue;
+        }
+        for level in 0..LEVELS {
+            if let Some(plan) = fit(spec, request, knobs(spec, request, weights, level)) {
+                return Some(grow(spec, request, plan));
+            }
+        }
+    }
+    None
+}
+
+fn may_be_all_resident(request: &Request, all: usize) -> bool {
+    let asked = request.overrides.resident_heads;
+    let no_host = request.overrides.host_heads.unwrap_or(0) == 0;
+    no_host && request.placement != PlacementMode::Offload && asked.is_none_or(|n| n == all)
+}
+
+fn weight_places(spec: &ModelSpec, request: &Request) -> Vec<WeightPlace> {
+    let streamed = WeightPlace::Streamed { slots: spec.layers.min(2) };
+    match (request.weights, request.device) {
+        (WeightsMode::Auto, DeviceKind::Cpu) => vec![WeightPlace::InPlace],
+        (WeightsMode::Auto, DeviceKind::Cuda) => vec![WeightPlace::Resident, streamed],
+        (WeightsMode::Resident, _) => vec![WeightPlace::Resident],
+        (WeightsMode::Stream, _) => vec![streamed],
+    }
+}
+
+/// The offloading plan at one level of thrift: each level halves the chunk and the ring slots.
+fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) -> Knobs {
+    let o = &request.overrides;
+    let (chunk, slot_bytes, mlp_rows, activation) = match request.device {
+        DeviceKind::Cpu => (512, 4 * MIB, 256, DType::F32),
+        DeviceKind::Cuda => (request.machine.hiding_chunk(spec), 16 * MIB, 1024, DType::Bf16),
+    };
+    let chunk = o.chunk.unwrap_or((chunk >> level).max(16)).min(request.context);
+    let slot_tokens = (slot_bytes >> level) as usize / (4 * spec.head_dim);
+    let store = request.context.next_multiple_of(SPLIT);
+    let tile = o.tile.unwrap_or((slot_tokens / SPLIT * SPLIT).clamp(SPLIT, store));
+    let group = o.heads_per_group.unwrap_or((slot_tokens / tile).clamp(1, spec.kv_heads));
+    Knobs {
+        context: request.context,
+        chunk,
+        tile,
+        heads_per_group: group,
+        ring_slots: o.ring_slots.unwrap_or(RING_SLOTS),
+        resident_heads: o.resident_heads.unwrap_or(0),
+        host_heads: o.host_heads.unwrap_or(0),
+        logit_rows: o.logit_rows.unwrap_or(LOGIT_ROWS).min(chunk),
+        mlp_rows: chunk.min(mlp_rows),
+        weights,
+        activation,
+    }
+}
+
+fn fit(spec: &ModelSpec, request: &Request, knobs: Knobs) -> Option<Plan> {
+    let layout = Layout::new(spec, knobs);
+    let device = layout.bytes(Memory::Device) + request.machine.device_overhead;
+    let fits = device <= request.device_budget && layout.bytes(Memory::Host) <= request.host_budget;
+    // When the host is too small, heads on the device relieve it.
+    let fits = fits || device <= request.device_budget && relievable(spec, request, &layout, device);
+    fits.then(|| Plan { spec: spec.clone(), request: request.clone(), layout, why: Vec::new() })
+}
+
+fn relievable(spec: &ModelSpec, request: &Request, layout: &Layout, device: u64) -> bool {
+    let over = layout.bytes(Memory::Host).saturating_sub(request.host_budget);
+    let free = free_heads(spec, request, layout, device);
+    let per_head = layout.store_rows() as u64 * 4 * spec.head_dim as u64;
+    may_keep_heads(request) && over <= free as u64 * per_head
+}
+
+fn may_keep_heads(request: &Request) -> bool {
+    request.placement == PlacementMode::Auto && request.overrides.resident_heads.is_none()
+}
+
+/// Heads that the rest of the device budget holds.
+fn free_heads(spec: &ModelSpec, request: &Request, layout: &Layout, device: u64) -> usize {
+    let per_head = layout.resident_rows() * 4 * spec.head_dim as u64;
+    let most = spec.layers * spec.kv_heads - request.overrides.host_heads.unwrap_or(0);
+    ((request.device_budget.saturating_sub(device)) / per_head.max(1)).min(most as u64) as usize
+}
+
+/// Spends what is left of the device budget on resident heads.
+fn grow(spec: &ModelSpec, request: &Request, plan: Plan) -> Plan {
+    if !may_keep_heads(request) {
+        return plan;
+    }
+    let free = free_heads(spec, request, plan.layout(), plan.device_bytes());
+    (0..=free)
+        .rev()
+        .take(8)
+        .find_map(|n| fit(spec, request, Knobs { resident_heads: n, ..plan.knobs().clone() }))
+        .unwrap_or(plan)
+}
+
+fn check_overrides(spec: &ModelSpec, request: &Request) -> Result<(), PlanError> {
+    let o = &request.overrides;
+    let all = spec.layers * spec.kv_heads;
+    let refuse = |text: String| Err(PlanError::Override(text));
+    if request.context == 0 || request.context > CONTEXT_MAX {
+        return refuse(format!("--context must be 1..={CONTEXT_MAX}, not {}", request.context));
+    }
+    if let Some(tile) = o.tile.filter(|t| *t == 0 || t % SPLIT != 0 || *t > CONTEXT_MAX) {
+        return refuse(format!("--tile must be a multiple of {SPLIT}, not {tile}"));
+    }
+    if o.chunk == Some(0) || o.ring_slots == Some(0) || o.logit_rows == Some(0) {
+        return refuse("--chunk, ring slots and logit rows must be at least 1".into());
+    }
+    if let Some(n) = o.heads_per_group.filter(|n| *n == 0 || *n > spec.kv_heads) {
+        return refuse(format!("--heads-per-group must be 1..={} for this model, not {n}", spec.kv_heads));
+    }
+    let kept = o.resident_heads.unwrap_or(0).checked_add(o.host_heads.unwrap_or(0));
+    if kept.is_none_or(|n| n > all) {
+        return refuse(format!("resident and host heads exceed the model's {all} (layer, KV head) pairs"));
+    }
+    debug_assert!(SPLIT.is_multiple_of(BLOCK));
+    Ok(())
+}
+
+fn does_not_fit(spec: &ModelSpec, request: &Request) -> PlanError {
+    let weights = *weight_places(spec, request).last().unwrap_or(&WeightPlace::InPlace);
+    let mut least = knobs(spec, request, weights, LEVELS - 1);
+    if request.placement == PlacementMode::Resident {
+        least.resident_heads = spec.layers * spec.kv_heads;
+    }
+    let layout = Layout::new(spec, least);
+    let device = layout.bytes(Memory::Device) + request.machine.device_overhead;
+    let device_short = device > request.device_budget;
+    let (memory, name, need, have) = match device_short {
+        true => (Memory::Device, "device", device, request.device_budget),
+        false => (Memory::Host, "host", layout.bytes(Memory::Host), request.host_budget),
+    };
+    let mut largest: Vec<_> = layout.regions().iter().filter(|r| r.span.memory == memory).collect();
+    largest.sort_by_key(|r| std::cmp::Reverse(r.span.bytes));
+    let largest: Vec<_> =
+        largest.iter().take(3).map(|r| format!("{} {}", r.name, Bytes(r.span.bytes))).collect();
+    let longest = Plan::longest_context(spec, request);
+    PlanError::DoesNotFit {
+        what: format!("{} at {} tokens", spec.name, request.context),
+        memory: name,
+        need: Bytes(need),
+        have: Bytes(have),
+        largest: largest.join(", "),
+        hint: hint(request, name, need, longest),
+        longest,
+    }
+}
+
+fn hint(request: &Request, memory: &str, need: u64, longest: usize) -> String {
+    let mut ways = vec![match memory {
+        "device" => format!("--gpu-memory {}MiB", need.div_ceil(MIB)),
+        _ => format!("--host-memory {}MiB", need.div_ceil(MIB)),
+    }];
+    if request.placement == PlacementMode::Resident {
+        ways.push("--placement offload".into());
+    }
+    if memory == "device" && request.weights == WeightsMode::Resident {
+        ways.push("--weights stream".into());
+    }
+    if request.overrides.chunk.is_some_and(|c| c > 16) && memory == "device" {
+        ways.push("a smaller --chunk".into());
+    }
+    if longest > 0 {
+        ways.push(format!("--context {longest} (the longest that fits)"));
+    }
+    format!("give {}", ways.join(", or "))
+}

@@ -1,0 +1,386 @@
+//! Every byte that will be allocated: regions of device and host memory, and where things lie inside them.
+//!
+//! The only code that turns shapes into bytes.
+
+use super::op::Heads;
+use crate::dtype::DType;
+use crate::model::spec::{LayerTensor, ModelSpec, TensorId};
+
+/// Keys before which attention updates its running state; tiles and splits are multiples of it.
+pub const BLOCK: usize = 64;
+/// Decode cuts a head's tokens at multiples of this, whatever the tile.
+pub const SPLIT: usize = 256;
+/// Steps of at most this many rows decode (split KV, host attention); longer ones prefill.
+pub const DECODE_ROWS: usize = 16;
+/// Splits a decode attention keeps in flight.
+pub const SPLITS_IN_FLIGHT: usize = 64;
+/// Offsets of regions are multiples of this many bytes.
+const ALIGN: u64 = 256;
+
+/// A memory that a plan allocates from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Memory {
+    /// The GPU's, or the arena that plays it.
+    Device,
+    /// The host's.
+    Host,
+}
+
+/// A byte range of one memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Span {
+    /// Which memory.
+    pub memory: Memory,
+    /// From its start.
+    pub offset: u64,
+    /// Length.
+    pub bytes: u64,
+}
+
+impl Span {
+    /// Whether two spans share a byte.
+    pub fn overlaps(&self, other: &Span) -> bool {
+        self.memory == other.memory
+            && self.offset < other.offset + other.bytes
+            && other.offset < self.offset + self.bytes
+    }
+}
+
+/// Names a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RegionId {
+    /// Embedding, output head, final norm, when copied to the device.
+    SharedWeights,
+    /// All layers, when resident; a ring of layers, when streamed.
+    LayerWeights,
+    /// Token ids of the step, u32 `[chunk]`.
+    Ids,
+    /// cos then sin, f32 `[chunk, head_dim / 2]` each.
+    RopeTable,
+    /// Residual stream, f32 `[chunk, hidden]`.
+    Hidden,
+    /// Normalised rows, activation type `[chunk, hidden]`.
+    Normed,
+    /// Projections before they are taken apart, or one row block of the MLP: the two never live together.
+    Scratch,
+    /// Rotated queries, activation type `[kv_heads][chunk, group, head_dim]`.
+    Query,
+    /// New rows of the heads that live on the host, bf16 `[head][K | V][chunk, head_dim]`.
+    KvNew,
+    /// Carried attention state of one group, f32: max, sum, accumulator.
+    State,
+    /// Partial states of a decode attention in flight, f32.
+    DecodeScratch,
+    /// Attention output, activation type `[chunk, q_heads * head_dim]`.
+    AttnOut,
+    /// f32 `[logit_rows, vocab]`.
+    Logits,
+    /// Ring slots, bf16 `[slot][head][K tile | V tile]`.
+    Ring,
+    /// Heads that never leave the device, bf16 `[head][K rows | V rows]`.
+    ResidentKv,
+    /// The KV store, bf16 `[layer][kv_head][tile][K rows | V rows]`.
+    HostKv,
+    /// Queries of host-attended heads, f32.
+    HostQuery,
+    /// States of host-attended heads, f32.
+    HostState,
+    /// Partial states of a host decode attention in flight, f32.
+    HostScratch,
+}
+
+/// A named range of one memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Which.
+    pub id: RegionId,
+    /// For people.
+    pub name: &'static str,
+    /// Where it lies.
+    pub span: Span,
+}
+
+/// Where the weights are read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightPlace {
+    /// Where they are mapped: the CPU's memory is the host's. Costs no device memory.
+    InPlace,
+    /// Copied to the device once.
+    Resident,
+    /// Layers stream through `slots` slots; embedding and output head are resident.
+    Streamed {
+        /// Layers held at once.
+        slots: usize,
+    },
+}
+
+/// Everything the planner decides. A layout is a function of these and the model alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Knobs {
+    /// Most tokens the KV cache holds.
+    pub context: usize,
+    /// Most new tokens of one step.
+    pub chunk: usize,
+    /// Tokens per tile, a multiple of [`SPLIT`].
+    pub tile: usize,
+    /// KV heads attended per launch and fetched per ring slot.
+    pub heads_per_group: usize,
+    /// Ring slots.
+    pub ring_slots: usize,
+    /// (layer, KV head) pairs that never leave the device, spread over the layers.
+    pub resident_heads: usize,
+    /// (layer, KV head) pairs that the CPU attends to in decode, spread over the layers.
+    pub host_heads: usize,
+    /// Most rows with logits of one step.
+    pub logit_rows: usize,
+    /// Rows of one MLP block.
+    pub mlp_rows: usize,
+    /// Where the weights are read from.
+    pub weights: WeightPlace,
+    /// Element type of activations between projections.
+    pub activation: DType,
+}
+
+/// Where one (layer, KV head) lives; the index is dense over its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Never leaves the device.
+    Resident(usize),
+    /// Lives on the host, streamed through the ring.
+    Streamed(usize),
+    /// Lives on the host, attended there in decode and streamed in prefill.
+    HostAttend(usize),
+}
+
+/// Regions of both memories, and the arithmetic of addresses inside them.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub(super) knobs: Knobs,
+    regions: Vec<Region>,
+    device_bytes: u64,
+    host_bytes: u64,
+    resident_before: Vec<usize>,
+    host_before: Vec<usize>,
+    host_attended: Vec<usize>,
+    weight_offsets: Vec<(LayerTensor, u64, u64)>,
+    shared_offsets: Vec<(TensorId, u64, u64)>,
+    layer_bytes: u64,
+}
+
+impl Layout {
+    /// Lays out `spec` under `knobs`. `weight_bytes(id, elements)` gives a tensor's stored size.
+    pub fn new(spec: &ModelSpec, knobs: Knobs) -> Self {
+        let mut layout = Self {
+            regions: Vec::new(),
+            device_bytes: 0,
+            host_bytes: 0,
+            resident_before: spread(knobs.resident_heads, spec.layers),
+            host_before: Vec::new(),
+            host_attended: Vec::new(),
+            weight_offsets: Vec::new(),
+            shared_offsets: Vec::new(),
+            layer_bytes: 0,
+            knobs,
+        };
+        layout.place_heads(spec);
+        layout.place_weights(spec);
+        layout.place_activations(spec);
+        layout.place_kv(spec);
+        layout
+    }
+
+    /// All regions, none empty, in address order per memory.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Bytes of all regions of `memory`, alignment included: what is allocated.
+    pub fn bytes(&self, memory: Memory) -> u64 {
+        match memory {
+            Memory::Device => self.device_bytes,
+            Memory::Host => self.host_bytes,
+        }
+    }
+
+    /// Bytes of one region; 0 when the plan has no use for it.
+    pub fn region_bytes(&self, id: RegionId) -> u64 {
+        self.regions.iter().find(|r| r.id == id).map_or(0, |r| r.span.bytes)
+    }
+
+    /// Heads of `layer` that never leave the device; they come first.
+    pub fn resident(&self, layer: usize) -> Heads {
+        Heads { start: 0, end: self.resident_before[layer + 1] - self.resident_before[layer] }
+    }
+
+    /// Heads of `layer` that the CPU attends to in decode; they come last.
+    pub fn host_attended(&self, layer: usize, kv_heads: usize) -> Heads {
+        Heads { start: kv_heads - self.host_attended[layer], end: kv_heads }
+    }
+
+    /// Heads of `layer` that are streamed in every step.
+    pub fn streamed(&self, layer: usize, kv_heads: usize) -> Heads {
+        Heads { start: self.resident(layer).end, end: self.host_attended(layer, kv_heads).start }
+    }
+
+    /// Where one head lives.
+    pub fn place(&self, layer: usize, head: usize, kv_heads: usize) -> Place {
+        let resident = self.resident(layer);
+        if head < resident.end {
+            return Place::Resident(self.resident_before[layer] + head);
+        }
+        let dense = self.host_before[layer] + head - resident.end;
+        if head >= self.host_attended(layer, kv_heads).start {
+            Place::HostAttend(dense)
+        } else {
+            Place::Streamed(dense)
+        }
+    }
+
+    /// Rows a head's store holds: the context, up to a whole tile.
+    pub fn store_rows(&self) -> usize {
+        self.knobs.context.next_multiple_of(self.knobs.tile)
+    }
+
+    /// Bytes of one layer's weights as copied, tensors aligned.
+    pub fn layer_weight_bytes(&self) -> u64 {
+        self.layer_bytes
+    }
+
+    /// A part of a region.
+    pub(super) fn span(&self, id: RegionId, offset: u64, bytes: u64) -> Span {
+        let region = self.regions.iter().find(|r| r.id == id);
+        let region = region.unwrap_or_else(|| panic!("the plan has no region {id:?}"));
+        assert!(offset + bytes <= region.span.bytes, "{id:?}: {offset} + {bytes} > {}", region.span.bytes);
+        Span { memory: region.span.memory, offset: region.span.offset + offset, bytes }
+    }
+
+    /// Where a copied weight lies: offset and bytes within [`RegionId::SharedWeights`], or within one layer
+    /// of [`RegionId::LayerWeights`].
+    pub fn weight(&self, id: TensorId) -> Option<(u64, u64)> {
+        match id {
+            TensorId::Layer(_, tensor) => {
+                self.weight_offsets.iter().find(|(t, _, _)| *t == tensor).map(|(_, o, b)| (*o, *b))
+            }
+            shared => self.shared_offsets.iter().find(|(t, _, _)| *t == shared).map(|(_, o, b)| (*o, *b)),
+        }
+    }
+
+    fn place_heads(&mut self, spec: &ModelSpec) {
+        self.host_attended = spread(self.knobs.host_heads, spec.layers).windows(2).map(|w| w[1] - w[0]).collect();
+        self.host_before = vec![0];
+        for layer in 0..spec.layers {
+            let resident = self.resident(layer).len();
+            self.host_attended[layer] = self.host_attended[layer].min(spec.kv_heads - resident);
+            self.host_before.push(self.host_before[layer] + spec.kv_heads - resident);
+        }
+    }
+
+    fn place_weights(&mut self, spec: &ModelSpec) {
+        let width = |t: DType| t.bytes() as u64;
+        let (mut layer_end, mut shared_end) = (0u64, 0u64);
+        for (id, [rows, cols]) in spec.tensors() {
+            let bytes = rows as u64 * cols as u64 * width(spec.dtype);
+            match id {
+                TensorId::Layer(0, tensor) => {
+                    self.weight_offsets.push((tensor, layer_end, bytes));
+                    layer_end += bytes.next_multiple_of(ALIGN);
+                }
+                TensorId::Layer(..) => {}
+                shared => {
+                    self.shared_offsets.push((shared, shared_end, bytes));
+                    shared_end += bytes.next_multiple_of(ALIGN);
+                }
+            }
+        }
+        self.layer_bytes = layer_end;
+        let layers = match self.knobs.weights {
+            WeightPlace::InPlace => return,
+            WeightPlace::Resident => spec.layers,
+            WeightPlace::Streamed { slots } => slots,
+        };
+        self.add(RegionId::SharedWeights, "embedding and output head", Memory::Device, shared_end);
+        self.add(RegionId::LayerWeights, "layer weights", Memory::Device, layer_end * layers as u64);
+    }
+
+    fn place_activations(&mut self, spec: &ModelSpec) {
+        use Memory::Device;
+        let k = self.knobs.clone();
+        let (act, rows) = (k.activation.bytes() as u64, k.chunk as u64);
+        let (hidden, q, kv) = (spec.hidden as u64, spec.q_dim() as u64, spec.kv_dim() as u64);
+        let d = spec.head_dim as u64;
+        let state_rows = (k.heads_per_group * k.chunk * spec.group()) as u64;
+        self.add(RegionId::Ids, "token ids", Device, rows * 4);
+        self.add(RegionId::RopeTable, "rope table", Device, rows * d * 4);
+        self.add(RegionId::Hidden, "residual stream", Device, rows * hidden * 4);
+        self.add(RegionId::Normed, "normalised rows", Device, rows * hidden * act);
+        let mlp = k.mlp_rows as u64 * 2 * spec.intermediate as u64;
+        self.add(RegionId::Scratch, "projections / MLP block", Device, (rows * (q + 2 * kv)).max(mlp) * act);
+        self.add(RegionId::Query, "queries", Device, rows * q * act);
+        let any_host = self.host_heads_total(spec) > 0;
+        if any_host {
+            let most = (0..spec.layers).map(|l| spec.kv_heads - self.resident(l).len()).max().unwrap_or(0);
+            self.add(RegionId::KvNew, "new K/V rows", Device, most as u64 * 2 * rows * d * 2);
+        }
+        self.add(RegionId::State, "attention state", Device, state_rows * (d + 2) * 4);
+        let scratch = decode_scratch_floats(spec, k.heads_per_group, k.chunk) * 4;
+        self.add(RegionId::DecodeScratch, "decode partial states", Device, scratch);
+        self.add(RegionId::AttnOut, "attention output", Device, rows * q * act);
+        self.add(RegionId::Logits, "logits", Device, k.logit_rows as u64 * spec.vocab as u64 * 4);
+        let host_attended = self.host_attended.iter().copied().max().unwrap_or(0);
+        if host_attended > 0 {
+            let rows = (host_attended * k.chunk.min(DECODE_ROWS) * spec.group()) as u64;
+            self.add(RegionId::HostQuery, "queries for the CPU", Memory::Host, rows * d * 4);
+            self.add(RegionId::HostState, "states from the CPU", Memory::Host, rows * (d + 2) * 4);
+            let scratch = decode_scratch_floats(spec, host_attended, k.chunk) * 4;
+            self.add(RegionId::HostScratch, "host partial states", Memory::Host, scratch);
+        }
+    }
+
+    fn place_kv(&mut self, spec: &ModelSpec) {
+        let row = spec.head_dim as u64 * 2;
+        let resident = self.knobs.resident_heads as u64;
+        let rows = self.resident_rows();
+        self.add(RegionId::ResidentKv, "resident KV", Memory::Device, resident * 2 * rows * row);
+        let on_host = self.host_heads_total(spec) as u64;
+        if on_host > 0 {
+            let tile = self.knobs.tile as u64 * 2 * row;
+            let slots = (self.knobs.ring_slots * self.knobs.heads_per_group) as u64;
+            self.add(RegionId::Ring, "KV ring", Memory::Device, slots * tile);
+            let store = self.store_rows() as u64 * 2 * row;
+            self.add(RegionId::HostKv, "KV store", Memory::Host, on_host * store);
+        }
+    }
+
+    /// Rows a resident head holds.
+    pub(super) fn resident_rows(&self) -> u64 {
+        self.knobs.context.next_multiple_of(BLOCK) as u64
+    }
+
+    fn host_heads_total(&self, spec: &ModelSpec) -> usize {
+        spec.layers * spec.kv_heads - self.knobs.resident_heads
+    }
+
+    fn add(&mut self, id: RegionId, name: &'static str, memory: Memory, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        let end = match memory {
+            Memory::Device => &mut self.device_bytes,
+            Memory::Host => &mut self.host_bytes,
+        };
+        self.regions.push(Region { id, name, span: Span { memory, offset: *end, bytes } });
+        *end += bytes.next_multiple_of(ALIGN);
+    }
+}
+
+/// Floats that a decode attention over `heads` KV heads keeps as partial states: (max, sum, accumulator) for
+/// each row of each split in flight.
+pub(super) fn decode_scratch_floats(spec: &ModelSpec, heads: usize, chunk: usize) -> u64 {
+    let rows = (heads * chunk.min(DECODE_ROWS) * spec.group()) as u64;
+    rows * (spec.head_dim as u64 + 2) * SPLITS_IN_FLIGHT as u64
+}
+
+/// Cumulative counts of `total` things spread over `layers` as evenly as whole numbers allow.
+fn spread(total: usize, layers: usize) -> Vec<usize> {
+    (0..=layers).map(|l| total * l / layers).collect()
+}

@@ -1,0 +1,217 @@
+//! What a step is made of: operations, the lanes that run them, and the events that order lanes.
+//!
+//! An op holds ids and row ranges, never pointers or sizes; `operands` turns one into bytes.
+
+use std::ops::Range;
+
+/// A queue of commands that run in order. Lanes run beside one another; only events order them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// The device's arithmetic.
+    Compute,
+    /// Host to device copies.
+    In,
+    /// Device to host copies.
+    Out,
+    /// Attention on the CPU over KV where it lies.
+    Host,
+}
+
+impl Lane {
+    /// All lanes, in the order of their index.
+    pub const ALL: [Lane; 4] = [Lane::Compute, Lane::In, Lane::Out, Lane::Host];
+
+    /// Position in per-lane tables.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Name in traces and tables.
+    pub fn name(self) -> &'static str {
+        ["compute", "in", "out", "host"][self.index()]
+    }
+}
+
+/// KV heads `[start, end)` of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Heads {
+    /// First KV head.
+    pub start: usize,
+    /// One past the last.
+    pub end: usize,
+}
+
+impl Heads {
+    /// Number of KV heads.
+    pub fn len(self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.end == self.start
+    }
+
+    /// The heads one by one.
+    pub fn iter(self) -> Range<usize> {
+        self.start..self.end
+    }
+}
+
+/// Where an [`Op::Attend`] finds its keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// A fetched tile in a ring slot: past rows only.
+    Slot {
+        /// Tile index within the head.
+        tile: usize,
+        /// Ring slot that holds it.
+        slot: usize,
+    },
+    /// Heads that never leave the device: all past rows and the step's own.
+    Resident,
+    /// The step's own rows, fresh from the projection (causal).
+    Own,
+}
+
+/// Which RMSNorm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormKind {
+    /// Before attention.
+    Attention,
+    /// Before the MLP.
+    Mlp,
+}
+
+/// One operation of a step of `rows` new tokens after `past`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Token ids to the residual stream; cos and sin for the rows' positions.
+    Embed,
+    /// A layer's weights into a weight slot.
+    FetchWeights {
+        /// Which layer.
+        layer: usize,
+        /// Weight slot it goes to.
+        slot: usize,
+    },
+    /// Residual stream, normalised, ready for a projection.
+    Norm {
+        /// Which layer.
+        layer: usize,
+        /// Before attention or before the MLP.
+        kind: NormKind,
+    },
+    /// Fused QKV projection, QK norm, rotation, and appending the new K and V rows.
+    Project {
+        /// Which layer.
+        layer: usize,
+    },
+    /// New K and V rows of the heads that live on the host, device to host.
+    Evict {
+        /// Which layer.
+        layer: usize,
+    },
+    /// One tile of a group of heads, host to ring slot.
+    Fetch {
+        /// Which layer.
+        layer: usize,
+        /// The group.
+        heads: Heads,
+        /// Tile index within each head.
+        tile: usize,
+        /// Ring slot it goes to.
+        slot: usize,
+    },
+    /// Attention of the step's rows over one part of the KV of a group; carries (max, sum, accumulator).
+    Attend {
+        /// Which layer.
+        layer: usize,
+        /// The group.
+        heads: Heads,
+        /// Where the keys and values lie.
+        part: Part,
+        /// Start from an empty state.
+        first: bool,
+        /// Normalise and write the output.
+        last: bool,
+    },
+    /// Attention over the past of heads that lie on the host, by the CPU, into a state on the host.
+    AttendHost {
+        /// Which layer.
+        layer: usize,
+        /// All host-attended heads of the layer.
+        heads: Heads,
+    },
+    /// The host's state of a group becomes the carried state.
+    Merge {
+        /// Which layer.
+        layer: usize,
+        /// The group.
+        heads: Heads,
+    },
+    /// Attention output projection, added to the residual stream.
+    OutProject {
+        /// Which layer.
+        layer: usize,
+    },
+    /// SwiGLU MLP over a block of rows, added to the residual stream.
+    Mlp {
+        /// Which layer.
+        layer: usize,
+        /// First row of the block.
+        start: usize,
+        /// One past its last row.
+        end: usize,
+    },
+    /// Final norm and output head for the step's last rows.
+    Logits,
+}
+
+impl Op {
+    /// Name in traces and tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Embed => "embed",
+            Op::FetchWeights { .. } => "fetch_weights",
+            Op::Norm { .. } => "norm",
+            Op::Project { .. } => "project",
+            Op::Evict { .. } => "evict",
+            Op::Fetch { .. } => "fetch",
+            Op::Attend { .. } => "attend",
+            Op::AttendHost { .. } => "attend_host",
+            Op::Merge { .. } => "merge",
+            Op::OutProject { .. } => "out_project",
+            Op::Mlp { .. } => "mlp",
+            Op::Logits => "logits",
+        }
+    }
+}
+
+/// A one-shot event of a step: signalled by one command, waited for by any number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Event(pub u32);
+
+/// An op in a lane's queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// The queue it runs in.
+    pub lane: Lane,
+    /// What it does.
+    pub op: Op,
+    /// Must all have been signalled before it starts.
+    pub waits: Vec<Event>,
+    /// Signalled when it has finished.
+    pub signals: Option<Event>,
+}
+
+/// The shape of a step: `rows` new tokens after `past` known ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Step {
+    /// Tokens whose K and V are already stored.
+    pub past: usize,
+    /// New tokens, at least 1.
+    pub rows: usize,
+    /// Logits are computed for this many of the last rows.
+    pub logit_rows: usize,
+}

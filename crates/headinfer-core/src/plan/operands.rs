@@ -1,0 +1,441 @@
+//! Which bytes an op touches: the one place where ids become addresses.
+//!
+//! The hazard check orders these ranges, the CPU backend borrows exactly these ranges, a GPU backend turns
+//! them into pointers. What an op does not declare here it cannot reach.
+
+use super::layout::{DECODE_ROWS, Place, RegionId, Span, WeightPlace};
+use super::op::{Heads, Op, Part, Step};
+use super::{Layout, Plan};
+
+
+/// How a range is used. A range that is updated in place is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only read.
+    Read,
+    /// Written, perhaps read first.
+    Write,
+}
+
+/// What a range is to its op. Where an op has several of a role they come in the order the op states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Token ids.
+    Ids,
+    /// Cosines of the rows.
+    Cos,
+    /// Sines of the rows.
+    Sin,
+    /// Residual stream.
+    Hidden,
+    /// Normalised rows.
+    Normed,
+    /// Projection or MLP scratch.
+    Scratch,
+    /// Queries, per head.
+    Query,
+    /// Queries for the CPU, per head.
+    HostQuery,
+    /// Keys to read or append, per head (fetch and evict: per piece).
+    Key,
+    /// Values, likewise.
+    Value,
+    /// Where a copy goes: keys.
+    KeyTo,
+    /// Where a copy goes: values.
+    ValueTo,
+    /// Own rows of a resident head are part of `Key`; own rows of other heads.
+    StateMax,
+    /// Running sums.
+    StateSum,
+    /// Accumulators.
+    StateAcc,
+    /// A state to merge from: max.
+    FromMax,
+    /// A state to merge from: sum.
+    FromSum,
+    /// A state to merge from: accumulator.
+    FromAcc,
+    /// Partial states in flight.
+    Partials,
+    /// Attention output.
+    AttnOut,
+    /// Logits.
+    Logits,
+    /// A layer's weights in their slot.
+    LayerWeights,
+    /// Embedding, output head and final norm, when copied to the device.
+    SharedWeights,
+}
+
+/// A byte range and its use by an op.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operand {
+    /// What it is to the op.
+    pub role: Role,
+    /// How it is used.
+    pub access: Access,
+    /// Where it lies.
+    pub span: Span,
+}
+
+/// All ranges of one op.
+#[derive(Clone, Debug, Default)]
+pub struct Operands(Vec<Operand>);
+
+impl Operands {
+    /// The ranges in the op's order.
+    pub fn as_slice(&self) -> &[Operand] {
+        &self.0
+    }
+
+    /// Adds a range; an empty one is left out.
+    pub fn push(&mut self, role: Role, access: Access, span: Span) {
+        if span.bytes > 0 {
+            self.0.push(Operand { role, access, span });
+        }
+    }
+
+    fn read(&mut self, role: Role, span: Span) {
+        self.push(role, Access::Read, span);
+    }
+
+    fn write(&mut self, role: Role, span: Span) {
+        self.push(role, Access::Write, span);
+    }
+}
+
+impl Plan {
+    /// Where one step's token ids are put before it starts.
+    pub fn ids_operand(&self, rows: usize) -> Operands {
+        let mut o = Operands::default();
+        o.write(Role::Ids, self.layout.span(RegionId::Ids, 0, rows as u64 * 4));
+        o
+    }
+
+    /// Where the logits of `rows` rows lie after a step.
+    pub fn logits_operand(&self, rows: usize) -> Operands {
+        let mut o = Operands::default();
+        let bytes = rows as u64 * self.spec.vocab as u64 * 4;
+        o.read(Role::Logits, self.layout.span(RegionId::Logits, 0, bytes));
+        o
+    }
+
+    /// Where resident weights are copied when a backend opens: all shared tensors, then each layer. Empty when
+    /// weights are not copied up front.
+    pub fn resident_weight_operands(&self) -> (Operands, Vec<Operands>) {
+        let mut shared = Operands::default();
+        let bytes = self.layout.region_bytes(RegionId::SharedWeights);
+        if bytes > 0 {
+            shared.write(Role::SharedWeights, self.layout.span(RegionId::SharedWeights, 0, bytes));
+        }
+        let layers = match self.knobs().weights {
+            WeightPlace::Resident => self.spec.layers,
+            WeightPlace::InPlace | WeightPlace::Streamed { .. } => 0,
+        };
+        let bytes = self.layout.layer_weight_bytes();
+        let layer = |l: usize| {
+            let mut o = Operands::default();
+            o.write(Role::LayerWeights, self.layout.span(RegionId::LayerWeights, l as u64 * bytes, bytes));
+            o
+        };
+        (shared, (0..layers).map(layer).collect())
+    }
+
+    /// The byte ranges `op` touches in a step.
+    pub fn operands(&self, step: &Step, op: &Op) -> Operands {
+        let mut o = Operands::default();
+        let at = Addresses { plan: self, layout: &self.layout, step };
+        match *op {
+            Op::Embed => {
+                at.shared_weights(&mut o);
+                o.read(Role::Ids, at.rows(RegionId::Ids, step.rows, 4));
+                at.rope(&mut o, Access::Write);
+                o.write(Role::Hidden, at.hidden(0, step.rows));
+            }
+            Op::FetchWeights { slot, .. } => o.write(Role::LayerWeights, at.weight_slot(slot)),
+            Op::Norm { layer, .. } => {
+                at.layer_weights(&mut o, layer);
+                o.read(Role::Hidden, at.hidden(0, step.rows));
+                o.write(Role::Normed, at.normed(0, step.rows));
+            }
+            Op::Project { layer } => at.project(&mut o, layer),
+            Op::Evict { layer } => at.evict(&mut o, layer),
+            Op::Fetch { layer, heads, tile, slot } => at.fetch(&mut o, layer, heads, tile, slot),
+            Op::Attend { layer, heads, part, last, .. } => at.attend(&mut o, layer, heads, part, last),
+            Op::AttendHost { layer, heads } => at.attend_host(&mut o, layer, heads),
+            Op::Merge { layer, heads } => {
+                at.host_state(&mut o, layer, heads, [Role::FromMax, Role::FromSum, Role::FromAcc], Access::Read);
+                at.state(&mut o, heads);
+            }
+            Op::OutProject { layer } => {
+                at.layer_weights(&mut o, layer);
+                o.read(Role::AttnOut, at.attn_out());
+                o.write(Role::Hidden, at.hidden(0, step.rows));
+            }
+            Op::Mlp { layer, start, end } => {
+                at.layer_weights(&mut o, layer);
+                o.read(Role::Normed, at.normed(start, end));
+                let width = 2 * self.spec.intermediate * self.knobs().activation.bytes();
+                o.write(Role::Scratch, at.rows(RegionId::Scratch, end - start, width));
+                o.write(Role::Hidden, at.hidden(start, end));
+            }
+            Op::Logits => {
+                at.shared_weights(&mut o);
+                o.read(Role::Hidden, at.hidden(step.rows - step.logit_rows, step.rows));
+                o.write(Role::Normed, at.normed(0, step.logit_rows));
+                o.write(Role::Logits, at.rows(RegionId::Logits, step.logit_rows, self.spec.vocab * 4));
+            }
+        }
+        o
+    }
+}
+
+struct Addresses<'a> {
+    plan: &'a Plan,
+    layout: &'a Layout,
+    step: &'a Step,
+}
+
+impl Addresses<'_> {
+    fn act(&self) -> u64 {
+        self.plan.knobs().activation.bytes() as u64
+    }
+
+    fn d(&self) -> u64 {
+        self.plan.spec.head_dim as u64
+    }
+
+    /// Query rows of one KV head in this step.
+    fn head_rows(&self) -> u64 {
+        (self.step.rows * self.plan.spec.group()) as u64
+    }
+
+    fn rows(&self, id: RegionId, rows: usize, width: usize) -> Span {
+        self.layout.span(id, 0, (rows * width) as u64)
+    }
+
+    fn hidden(&self, start: usize, end: usize) -> Span {
+        let width = self.plan.spec.hidden as u64 * 4;
+        self.layout.span(RegionId::Hidden, start as u64 * width, (end - start) as u64 * width)
+    }
+
+    fn normed(&self, start: usize, end: usize) -> Span {
+        let width = self.plan.spec.hidden as u64 * self.act();
+        self.layout.span(RegionId::Normed, start as u64 * width, (end - start) as u64 * width)
+    }
+
+    fn attn_out(&self) -> Span {
+        self.layout.span(RegionId::AttnOut, 0, (self.step.rows * self.plan.spec.q_dim()) as u64 * self.act())
+    }
+
+    fn rope(&self, o: &mut Operands, access: Access) {
+        let half = self.plan.knobs().chunk as u64 * self.d() * 2;
+        let bytes = self.step.rows as u64 * self.d() * 2;
+        o.push(Role::Cos, access, self.layout.span(RegionId::RopeTable, 0, bytes));
+        o.push(Role::Sin, access, self.layout.span(RegionId::RopeTable, half, bytes));
+    }
+
+    fn weight_slot(&self, slot: usize) -> Span {
+        let bytes = self.layout.layer_weight_bytes();
+        self.layout.span(RegionId::LayerWeights, slot as u64 * bytes, bytes)
+    }
+
+    fn layer_weights(&self, o: &mut Operands, layer: usize) {
+        match self.plan.knobs().weights {
+            WeightPlace::InPlace => {}
+            WeightPlace::Resident => o.read(Role::LayerWeights, self.weight_slot(layer)),
+            WeightPlace::Streamed { slots } => o.read(Role::LayerWeights, self.weight_slot(layer % slots)),
+        }
+    }
+
+    fn shared_weights(&self, o: &mut Operands) {
+        let bytes = self.layout.region_bytes(RegionId::SharedWeights);
+        if bytes > 0 {
+            o.read(Role::SharedWeights, self.layout.span(RegionId::SharedWeights, 0, bytes));
+        }
+    }
+
+    fn query(&self, head: usize) -> Span {
+        let bytes = self.head_rows() * self.d() * self.act();
+        self.layout.span(RegionId::Query, head as u64 * bytes, bytes)
+    }
+
+    fn host_query(&self, layer: usize, head: usize) -> Span {
+        let bytes = self.head_rows() * self.d() * 4;
+        let first = self.layout.host_attended(layer, self.plan.spec.kv_heads).start;
+        self.layout.span(RegionId::HostQuery, (head - first) as u64 * bytes, bytes)
+    }
+
+    /// K and V of the step's own rows, or of a resident head's rows `[first, first + rows)`.
+    fn own(&self, layer: usize, head: usize) -> (Span, Span) {
+        match self.layout.place(layer, head, self.plan.spec.kv_heads) {
+            Place::Resident(index) => self.resident(index, self.step.past as u64, self.step.rows as u64),
+            Place::Streamed(_) | Place::HostAttend(_) => {
+                let chunk = self.plan.knobs().chunk as u64 * self.d() * 2;
+                let bytes = self.step.rows as u64 * self.d() * 2;
+                let base = (head - self.layout.resident(layer).end) as u64 * 2 * chunk;
+                (
+                    self.layout.span(RegionId::KvNew, base, bytes),
+                    self.layout.span(RegionId::KvNew, base + chunk, bytes),
+                )
+            }
+        }
+    }
+
+    fn resident(&self, index: usize, first: u64, rows: u64) -> (Span, Span) {
+        let half = self.layout.resident_rows() * self.d() * 2;
+        let base = index as u64 * 2 * half;
+        let (offset, bytes) = (first * self.d() * 2, rows * self.d() * 2);
+        (
+            self.layout.span(RegionId::ResidentKv, base + offset, bytes),
+            self.layout.span(RegionId::ResidentKv, base + half + offset, bytes),
+        )
+    }
+
+    /// K and V of rows `[first, first + rows)` of one tile of a head's store.
+    fn stored(&self, layer: usize, head: usize, tile: usize, first: usize, rows: usize) -> (Span, Span) {
+        let (Place::Streamed(index) | Place::HostAttend(index)) =
+            self.layout.place(layer, head, self.plan.spec.kv_heads)
+        else {
+            panic!("layer {layer} head {head} has no store on the host");
+        };
+        let half = self.plan.knobs().tile as u64 * self.d() * 2;
+        let tiles = (self.layout.store_rows() / self.plan.knobs().tile) as u64;
+        let base = (index as u64 * tiles + tile as u64) * 2 * half;
+        let (offset, bytes) = (first as u64 * self.d() * 2, rows as u64 * self.d() * 2);
+        (
+            self.layout.span(RegionId::HostKv, base + offset, bytes),
+            self.layout.span(RegionId::HostKv, base + half + offset, bytes),
+        )
+    }
+
+    /// K and V of the first `rows` rows of one head in a ring slot.
+    fn slot(&self, slot: usize, head_in_group: usize, rows: usize) -> (Span, Span) {
+        let half = self.plan.knobs().tile as u64 * self.d() * 2;
+        let base = (slot * self.plan.knobs().heads_per_group + head_in_group) as u64 * 2 * half;
+        let bytes = rows as u64 * self.d() * 2;
+        (self.layout.span(RegionId::Ring, base, bytes), self.layout.span(RegionId::Ring, base + half, bytes))
+    }
+
+    fn state(&self, o: &mut Operands, heads: Heads) {
+        let rows = heads.len() as u64 * self.head_rows();
+        let k = self.plan.knobs();
+        let capacity = (k.heads_per_group * k.chunk * self.plan.spec.group()) as u64;
+        o.write(Role::StateMax, self.layout.span(RegionId::State, 0, rows * 4));
+        o.write(Role::StateSum, self.layout.span(RegionId::State, capacity * 4, rows * 4));
+        o.write(Role::StateAcc, self.layout.span(RegionId::State, capacity * 8, rows * self.d() * 4));
+    }
+
+    fn host_state(&self, o: &mut Operands, layer: usize, heads: Heads, roles: [Role; 3], access: Access) {
+        let all = self.layout.host_attended(layer, self.plan.spec.kv_heads);
+        let first = (heads.start - all.start) as u64 * self.head_rows();
+        let rows = heads.len() as u64 * self.head_rows();
+        let capacity = all.len() as u64 * self.head_rows();
+        let span = |offset, bytes| self.layout.span(RegionId::HostState, offset, bytes);
+        o.push(roles[0], access, span(first * 4, rows * 4));
+        o.push(roles[1], access, span((capacity + first) * 4, rows * 4));
+        o.push(roles[2], access, span((2 * capacity + first * self.d()) * 4, rows * self.d() * 4));
+    }
+
+    fn project(&self, o: &mut Operands, layer: usize) {
+        let spec = &self.plan.spec;
+        self.layer_weights(o, layer);
+        o.read(Role::Normed, self.normed(0, self.step.rows));
+        self.rope(o, Access::Read);
+        let width = (spec.q_dim() + 2 * spec.kv_dim()) * self.plan.knobs().activation.bytes();
+        o.write(Role::Scratch, self.rows(RegionId::Scratch, self.step.rows, width));
+        for head in 0..spec.kv_heads {
+            o.write(Role::Query, self.query(head));
+            let (k, v) = self.own(layer, head);
+            o.write(Role::Key, k);
+            o.write(Role::Value, v);
+        }
+        if self.step.rows <= DECODE_ROWS {
+            for head in self.layout.host_attended(layer, spec.kv_heads).iter() {
+                o.write(Role::HostQuery, self.host_query(layer, head));
+            }
+        }
+    }
+
+    fn evict(&self, o: &mut Operands, layer: usize) {
+        let tile_rows = self.plan.knobs().tile;
+        for head in self.layout.resident(layer).end..self.plan.spec.kv_heads {
+            let (key, value) = self.own(layer, head);
+            let mut done = 0;
+            while done < self.step.rows {
+                let position = self.step.past + done;
+                let rows = (tile_rows - position % tile_rows).min(self.step.rows - done);
+                let part = |s: Span| Span {
+                    offset: s.offset + done as u64 * self.d() * 2,
+                    bytes: rows as u64 * self.d() * 2,
+                    ..s
+                };
+                let (to_k, to_v) = self.stored(layer, head, position / tile_rows, position % tile_rows, rows);
+                o.read(Role::Key, part(key));
+                o.write(Role::KeyTo, to_k);
+                o.read(Role::Value, part(value));
+                o.write(Role::ValueTo, to_v);
+                done += rows;
+            }
+        }
+    }
+
+    fn fetch(&self, o: &mut Operands, layer: usize, heads: Heads, tile: usize, slot: usize) {
+        let rows = self.plan.tile_rows(self.step, tile);
+        for head in heads.iter() {
+            let (from_k, from_v) = self.stored(layer, head, tile, 0, rows);
+            let (to_k, to_v) = self.slot(slot, head - heads.start, rows);
+            o.read(Role::Key, from_k);
+            o.write(Role::KeyTo, to_k);
+            o.read(Role::Value, from_v);
+            o.write(Role::ValueTo, to_v);
+        }
+    }
+
+    fn attend(&self, o: &mut Operands, layer: usize, heads: Heads, part: Part, last: bool) {
+        for head in heads.iter() {
+            o.read(Role::Query, self.query(head));
+            let (k, v) = match part {
+                Part::Slot { tile, slot } => {
+                    self.slot(slot, head - heads.start, self.plan.tile_rows(self.step, tile))
+                }
+                Part::Own => self.own(layer, head),
+                Part::Resident => {
+                    let Place::Resident(index) = self.layout.place(layer, head, self.plan.spec.kv_heads)
+                    else {
+                        panic!("layer {layer} head {head} is not resident");
+                    };
+                    self.resident(index, 0, (self.step.past + self.step.rows) as u64)
+                }
+            };
+            o.read(Role::Key, k);
+            o.read(Role::Value, v);
+        }
+        self.state(o, heads);
+        if self.step.rows <= DECODE_ROWS {
+            let bytes = self.layout.region_bytes(RegionId::DecodeScratch);
+            o.write(Role::Partials, self.layout.span(RegionId::DecodeScratch, 0, bytes));
+        }
+        if last {
+            o.write(Role::AttnOut, self.attn_out());
+        }
+    }
+
+    fn attend_host(&self, o: &mut Operands, layer: usize, heads: Heads) {
+        for head in heads.iter() {
+            o.read(Role::HostQuery, self.host_query(layer, head));
+        }
+        for tile in self.plan.visible_tiles(self.step, layer) {
+            for head in heads.iter() {
+                let (k, v) = self.stored(layer, head, tile, 0, self.plan.tile_rows(self.step, tile));
+                o.read(Role::Key, k);
+                o.read(Role::Value, v);
+            }
+        }
+        self.host_state(o, layer, heads, [Role::StateMax, Role::StateSum, Role::StateAcc], Access::Write);
+        let bytes = self.layout.region_bytes(RegionId::HostScratch);
+        o.write(Role::Partials, self.layout.span(RegionId::HostScratch, 0, bytes));
+    }
+}
+

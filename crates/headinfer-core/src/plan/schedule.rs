@@ -1,0 +1,225 @@
+//! One step as a list of commands on lanes, ordered by events.
+//!
+//! The list is in a legal order of execution: a command's waits are signalled by earlier commands. The In lane
+//! runs ahead of the arithmetic by as many tiles as the ring has slots.
+
+use super::layout::{DECODE_ROWS, WeightPlace};
+use super::op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step};
+use super::Plan;
+
+/// Commands of one step in a legal order.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    /// The step's shape.
+    pub step: Step,
+    /// All commands; each lane runs its own in this order.
+    pub commands: Vec<Command>,
+    /// Events used, numbered from 0.
+    pub events: usize,
+}
+
+impl Plan {
+    /// The commands of one step.
+    ///
+    /// # Panics
+    /// When the step exceeds the plan: the engine checks contexts and chunks before.
+    pub fn schedule(&self, step: Step) -> Schedule {
+        let k = self.knobs();
+        assert!(step.rows >= 1 && step.rows <= k.chunk, "a step has 1..={} rows, not {}", k.chunk, step.rows);
+        assert!(step.past + step.rows <= k.context, "the step passes the context of {}", k.context);
+        assert!(step.logit_rows <= step.rows.min(k.logit_rows), "more logits than rows or room");
+        let mut b = Builder::new(self, step);
+        b.prefetch_weights(0);
+        b.pump();
+        b.compute(Op::Embed, &[]);
+        for layer in 0..self.spec.layers {
+            b.layer(layer);
+        }
+        if step.logit_rows > 0 {
+            b.compute(Op::Logits, &[]);
+        }
+        Schedule { step, commands: b.commands, events: b.events as usize }
+    }
+}
+
+struct Fetch {
+    layer: usize,
+    heads: Heads,
+    tile: usize,
+}
+
+struct Builder<'a> {
+    plan: &'a Plan,
+    step: Step,
+    commands: Vec<Command>,
+    events: u32,
+    fetches: Vec<Fetch>,
+    fetched: Vec<Event>,
+    attended: Vec<Event>,
+    weights_ready: Vec<Event>,
+    layer_done: Vec<Event>,
+    evicted: Option<Event>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(plan: &'a Plan, step: Step) -> Self {
+        let mut fetches = Vec::new();
+        for layer in 0..plan.spec.layers {
+            for heads in plan.groups(streamed(plan, &step, layer)) {
+                fetches.extend(plan.visible_tiles(&step, layer).map(|tile| Fetch { layer, heads, tile }));
+            }
+        }
+        Self {
+            plan,
+            step,
+            commands: Vec::with_capacity(2 * fetches.len() + 12 * plan.spec.layers),
+            events: 0,
+            fetches,
+            fetched: Vec::new(),
+            attended: Vec::new(),
+            weights_ready: Vec::new(),
+            layer_done: Vec::new(),
+            evicted: None,
+        }
+    }
+
+    fn layer(&mut self, layer: usize) {
+        self.prefetch_weights(layer + 1);
+        let weights = self.weights_ready.get(layer).copied();
+        self.compute(Op::Norm { layer, kind: NormKind::Attention }, weights.as_slice());
+        // The buffer of new rows is shared by all layers: the last eviction must have read it.
+        let evicted = self.evicted.take();
+        let projected = self.compute_signal(Op::Project { layer }, evicted.as_slice());
+        if self.plan.layout.resident(layer).end < self.plan.spec.kv_heads {
+            self.evicted = Some(self.signal(Lane::Out, Op::Evict { layer }, &[projected]));
+        }
+        self.attention(layer, projected);
+        self.compute(Op::OutProject { layer }, &[]);
+        self.compute(Op::Norm { layer, kind: NormKind::Mlp }, &[]);
+        let block = self.plan.knobs().mlp_rows;
+        let mut last = None;
+        for start in (0..self.step.rows).step_by(block) {
+            let end = (start + block).min(self.step.rows);
+            last = Some((start, end));
+            if end < self.step.rows {
+                self.compute(Op::Mlp { layer, start, end }, &[]);
+            }
+        }
+        let Some((start, end)) = last else { return };
+        if self.weight_slots().is_some_and(|slots| layer + slots < self.plan.spec.layers) {
+            let done = self.compute_signal(Op::Mlp { layer, start, end }, &[]);
+            self.layer_done.push(done);
+        } else {
+            self.compute(Op::Mlp { layer, start, end }, &[]);
+        }
+    }
+
+    fn attention(&mut self, layer: usize, projected: Event) {
+        let plan = self.plan;
+        let past = self.step.past > 0;
+        let host = host_attended(plan, &self.step, layer);
+        let host_visible = !host.is_empty() && !plan.visible_tiles(&self.step, layer).is_empty();
+        let host_done = host_visible
+            .then(|| self.signal(Lane::Host, Op::AttendHost { layer, heads: host }, &[projected]));
+        for heads in plan.groups(plan.layout.resident(layer)) {
+            self.compute(Op::Attend { layer, heads, part: Part::Resident, first: true, last: true }, &[]);
+        }
+        for heads in plan.groups(streamed(plan, &self.step, layer)) {
+            let mut first = true;
+            for tile in plan.visible_tiles(&self.step, layer) {
+                debug_assert!(past);
+                self.attend_tile(layer, heads, tile, first);
+                first = false;
+            }
+            self.compute(Op::Attend { layer, heads, part: Part::Own, first, last: true }, &[]);
+        }
+        let mut wait = host_done;
+        for heads in plan.groups(host) {
+            if host_visible {
+                self.compute(Op::Merge { layer, heads }, wait.take().as_slice());
+            }
+            let first = !host_visible;
+            self.compute(Op::Attend { layer, heads, part: Part::Own, first, last: true }, &[]);
+        }
+    }
+
+    fn attend_tile(&mut self, layer: usize, heads: Heads, tile: usize, first: bool) {
+        let index = self.attended.len();
+        let slot = index % self.plan.knobs().ring_slots;
+        let op = Op::Attend { layer, heads, part: Part::Slot { tile, slot }, first, last: false };
+        let fetched = self.fetched[index];
+        // The slot is free again for the tile that comes `ring_slots` later, if there is one.
+        if index + self.plan.knobs().ring_slots < self.fetches.len() {
+            let done = self.compute_signal(op, &[fetched]);
+            self.attended.push(done);
+        } else {
+            self.compute(op, &[fetched]);
+            self.attended.push(fetched);
+        }
+        self.pump();
+    }
+
+    /// Lets the In lane run ahead: every fetch whose slot's last reader has been scheduled.
+    fn pump(&mut self) {
+        let slots = self.plan.knobs().ring_slots;
+        while self.fetched.len() < self.fetches.len().min(self.attended.len() + slots) {
+            let index = self.fetched.len();
+            let Fetch { layer, heads, tile } = self.fetches[index];
+            let free = index.checked_sub(slots).map(|last_user| self.attended[last_user]);
+            let op = Op::Fetch { layer, heads, tile, slot: index % slots };
+            let event = self.signal(Lane::In, op, free.as_slice());
+            self.fetched.push(event);
+        }
+    }
+
+    /// Schedules the copies of layers up to `layer` into the weight ring, as far as slots are free.
+    fn prefetch_weights(&mut self, layer: usize) {
+        let Some(slots) = self.weight_slots() else { return };
+        while self.weights_ready.len() <= layer && self.weights_ready.len() < self.plan.spec.layers {
+            let layer = self.weights_ready.len();
+            let free = layer.checked_sub(slots).map(|last_user| self.layer_done[last_user]);
+            let op = Op::FetchWeights { layer, slot: layer % slots };
+            let event = self.signal(Lane::In, op, free.as_slice());
+            self.weights_ready.push(event);
+        }
+    }
+
+    fn weight_slots(&self) -> Option<usize> {
+        match self.plan.knobs().weights {
+            WeightPlace::Streamed { slots } => Some(slots),
+            WeightPlace::InPlace | WeightPlace::Resident => None,
+        }
+    }
+
+    fn compute(&mut self, op: Op, waits: &[Event]) {
+        self.commands.push(Command { lane: Lane::Compute, op, waits: waits.to_vec(), signals: None });
+    }
+
+    fn compute_signal(&mut self, op: Op, waits: &[Event]) -> Event {
+        self.signal(Lane::Compute, op, waits)
+    }
+
+    fn signal(&mut self, lane: Lane, op: Op, waits: &[Event]) -> Event {
+        let event = Event(self.events);
+        self.events += 1;
+        self.commands.push(Command { lane, op, waits: waits.to_vec(), signals: Some(event) });
+        event
+    }
+}
+
+/// Heads that go through the ring in this step: in prefill the host-attended ones too.
+fn streamed(plan: &Plan, step: &Step, layer: usize) -> Heads {
+    let heads = plan.layout.streamed(layer, plan.spec.kv_heads);
+    match step.rows <= DECODE_ROWS {
+        true => heads,
+        false => Heads { end: plan.spec.kv_heads, ..heads },
+    }
+}
+
+fn host_attended(plan: &Plan, step: &Step, layer: usize) -> Heads {
+    let heads = plan.layout.host_attended(layer, plan.spec.kv_heads);
+    match step.rows <= DECODE_ROWS {
+        true => heads,
+        false => Heads { start: heads.end, ..heads },
+    }
+}
