@@ -1,1 +1,139 @@
-//! cpu
+//! The CPU backend: an arena plays the device, threads play its lanes, and nothing else is pretended. Tiles are
+//! really fetched, new rows really evicted, so the whole method is exercised with no GPU.
+
+mod exec;
+mod lanes;
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+pub use lanes::LaneOrder;
+
+use crate::backend::{Backend, BackendError, Stats, Timed};
+use crate::memory::{Arena, Memories};
+use crate::model::weights::Weights;
+use crate::plan::{Memory, Plan, Role, Schedule};
+use exec::Executor;
+
+/// How a CPU backend runs.
+#[derive(Clone, Debug, Default)]
+pub struct CpuOptions {
+    /// Worker threads; 0 means one per core.
+    pub threads: usize,
+    /// How lanes are run.
+    pub order: LaneOrder,
+    /// Fill all memory with NaN first, so that a read before a write cannot go unseen.
+    pub poison: bool,
+    /// Instruction set; `None` means the best this CPU has.
+    pub isa: Option<crate::cpu::kernels::Isa>,
+}
+
+/// Why a CPU backend could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The operating system refused the memory the plan needs.
+    #[error("cannot map {bytes} bytes of {memory} memory")]
+    Memory {
+        /// `device` or `host`.
+        memory: &'static str,
+        /// What the plan asked for.
+        bytes: u64,
+        /// The refusal.
+        source: std::io::Error,
+    },
+    /// Threads could not be started.
+    #[error("cannot start {0} worker threads")]
+    Threads(usize),
+    /// Weights of mixed types cannot be copied.
+    #[error("{0}")]
+    Weights(String),
+}
+
+/// The CPU backend of one plan.
+pub struct Cpu {
+    executor: Executor,
+    order: LaneOrder,
+    stats: Stats,
+    timeline: Vec<Timed>,
+    keep_timeline: bool,
+    logits: Vec<f32>,
+    rows: usize,
+}
+
+impl Cpu {
+    /// Allocates everything `plan` asks for, and copies resident weights.
+    ///
+    /// # Errors
+    /// [`OpenError`] when memory or threads are refused, or when copied weights are not of the declared type.
+    pub fn open(plan: Arc<Plan>, weights: Arc<Weights>, options: &CpuOptions) -> Result<Self, OpenError> {
+        let arena = |memory, name| {
+            let bytes = plan.layout().bytes(memory);
+            Arena::new(bytes, options.poison)
+                .map_err(|source| OpenError::Memory { memory: name, bytes, source })
+        };
+        let memories = Memories::new(arena(Memory::Device, "device")?, arena(Memory::Host, "host")?);
+        let stats = Stats {
+            device_bytes: memories.arena(Memory::Device).bytes(),
+            host_bytes: memories.arena(Memory::Host).bytes(),
+            ..Stats::default()
+        };
+        let logits = vec![0.0; plan.knobs().logit_rows * plan.spec.vocab];
+        let executor = Executor::open(plan, weights, memories, options)?;
+        Ok(Self {
+            executor,
+            order: options.order,
+            stats,
+            timeline: Vec::new(),
+            keep_timeline: false,
+            logits,
+            rows: 0,
+        })
+    }
+}
+
+impl Backend for Cpu {
+    fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError> {
+        let plan = &self.executor.plan;
+        assert_eq!(ids.len(), schedule.step.rows, "one id per row");
+        self.executor.put_ids(ids);
+        let timed = lanes::run(schedule, self.order, &|command| {
+            self.executor.execute(&schedule.step, &command.op);
+        });
+        for t in &timed {
+            let command = &schedule.commands[t.command];
+            self.stats.busy[t.lane.index()] += t.end - t.start;
+            let cost = plan.command_cost(&schedule.step, &command.op);
+            self.stats.bytes[t.lane.index()] += cost.lane_bytes(t.lane) as u64;
+        }
+        let (copy, hidden) = lanes::copy_overlap(&timed);
+        self.stats.copy += copy;
+        self.stats.copy_hidden += hidden;
+        self.rows = schedule.step.logit_rows;
+        if self.keep_timeline {
+            self.timeline = timed;
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self) -> Result<&[f32], BackendError> {
+        let used = &mut self.logits[..self.rows * self.executor.plan.spec.vocab];
+        if !used.is_empty() {
+            let grant = self.executor.memories.grant(self.executor.plan.logits_operand(self.rows));
+            used.copy_from_slice(grant.read::<f32>(Role::Logits, 0));
+        }
+        Ok(used)
+    }
+
+    fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    fn record_timeline(&mut self, on: bool) {
+        self.keep_timeline = on;
+    }
+
+    fn timeline(&self) -> &[Timed] {
+        &self.timeline
+    }
+}

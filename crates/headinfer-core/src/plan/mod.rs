@@ -17,7 +17,7 @@ mod schedule;
 use std::ops::Range;
 
 pub use choose::{DeviceKind, Overrides, PlacementMode, PlanError, Request, WeightsMode};
-pub use cost::Machine;
+pub use cost::{Cost, Machine};
 pub use layout::{
     BLOCK, DECODE_ROWS, Knobs, Layout, Memory, Place, Region, RegionId, SPLIT, SPLITS_IN_FLIGHT, Span, WeightPlace,
 };

@@ -88,12 +88,20 @@ impl<'a> Builder<'a> {
         let weights = self.weights_ready.get(layer).copied();
         self.compute(Op::Norm { layer, kind: NormKind::Attention }, weights.as_slice());
         // The buffer of new rows is shared by all layers: the last eviction must have read it.
-        let evicted = self.evicted.take();
-        let projected = self.compute_signal(Op::Project { layer }, evicted.as_slice());
-        if self.plan.layout.resident(layer).end < self.plan.spec.kv_heads {
+        let on_host = self.plan.layout.resident(layer).end < self.plan.spec.kv_heads;
+        let evicted = if on_host { self.evicted.take() } else { None };
+        let host = host_attended(self.plan, &self.step, layer);
+        let by_host = !host.is_empty() && !self.plan.visible_tiles(&self.step, layer).is_empty();
+        if on_host {
+            let projected = self.compute_signal(Op::Project { layer }, evicted.as_slice());
             self.evicted = Some(self.signal(Lane::Out, Op::Evict { layer }, &[projected]));
+            let host_done =
+                by_host.then(|| self.signal(Lane::Host, Op::AttendHost { layer, heads: host }, &[projected]));
+            self.attention(layer, host_done);
+        } else {
+            self.compute(Op::Project { layer }, &[]);
+            self.attention(layer, None);
         }
-        self.attention(layer, projected);
         self.compute(Op::OutProject { layer }, &[]);
         self.compute(Op::Norm { layer, kind: NormKind::Mlp }, &[]);
         let block = self.plan.knobs().mlp_rows;
@@ -114,31 +122,25 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn attention(&mut self, layer: usize, projected: Event) {
+    fn attention(&mut self, layer: usize, host_done: Option<Event>) {
         let plan = self.plan;
-        let past = self.step.past > 0;
-        let host = host_attended(plan, &self.step, layer);
-        let host_visible = !host.is_empty() && !plan.visible_tiles(&self.step, layer).is_empty();
-        let host_done = host_visible
-            .then(|| self.signal(Lane::Host, Op::AttendHost { layer, heads: host }, &[projected]));
         for heads in plan.groups(plan.layout.resident(layer)) {
             self.compute(Op::Attend { layer, heads, part: Part::Resident, first: true, last: true }, &[]);
         }
         for heads in plan.groups(streamed(plan, &self.step, layer)) {
             let mut first = true;
             for tile in plan.visible_tiles(&self.step, layer) {
-                debug_assert!(past);
                 self.attend_tile(layer, heads, tile, first);
                 first = false;
             }
             self.compute(Op::Attend { layer, heads, part: Part::Own, first, last: true }, &[]);
         }
         let mut wait = host_done;
-        for heads in plan.groups(host) {
-            if host_visible {
+        for heads in plan.groups(host_attended(plan, &self.step, layer)) {
+            if host_done.is_some() {
                 self.compute(Op::Merge { layer, heads }, wait.take().as_slice());
             }
-            let first = !host_visible;
+            let first = host_done.is_none();
             self.compute(Op::Attend { layer, heads, part: Part::Own, first, last: true }, &[]);
         }
     }

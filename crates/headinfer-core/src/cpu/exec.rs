@@ -1,0 +1,350 @@
+//! One command on the CPU: its ranges are borrowed from the arenas, then a kernel runs over them.
+
+use std::sync::Arc;
+
+use super::kernels::{self, Geometry, HeadTask, Isa, KvRows, StateMut, WeightMatrix};
+use super::{CpuOptions, OpenError};
+use crate::memory::{Grant, Memories};
+use crate::model::spec::{LayerTensor, TensorId};
+use crate::model::weights::{TensorView, Weights};
+use crate::plan::{DECODE_ROWS, Heads, NormKind, Op, Part, Plan, Role, SPLIT, Step, WeightPlace};
+
+pub(super) struct Executor {
+    pub(super) plan: Arc<Plan>,
+    pub(super) memories: Memories,
+    weights: Arc<Weights>,
+    pool: rayon::ThreadPool,
+    isa: Isa,
+}
+
+impl Executor {
+    pub(super) fn open(
+        plan: Arc<Plan>,
+        weights: Arc<Weights>,
+        memories: Memories,
+        options: &CpuOptions,
+    ) -> Result<Self, OpenError> {
+        // Attention keeps its converted block of K and V on the worker's stack.
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .stack_size(8 << 20)
+            .thread_name(|i| format!("cpu-{i}"))
+            .build()
+            .map_err(|_| OpenError::Threads(options.threads))?;
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let executor = Self { plan, memories, weights, pool, isa };
+        executor.copy_resident_weights()?;
+        Ok(executor)
+    }
+
+    pub(super) fn put_ids(&self, ids: &[u32]) {
+        let grant = self.memories.grant(self.plan.ids_operand(ids.len()));
+        grant.write::<u32>(Role::Ids, 0).copy_from_slice(ids);
+    }
+
+    pub(super) fn execute(&self, step: &Step, op: &Op) {
+        let grant = self.memories.grant(self.plan.operands(step, op));
+        let run = Run { x: self, g: &grant, step };
+        match *op {
+            Op::Embed => self.pool.install(|| run.embed()),
+            Op::FetchWeights { layer, .. } => self.copy_layer(layer, grant.write(Role::LayerWeights, 0)),
+            Op::Norm { layer, kind } => self.pool.install(|| run.norm(layer, kind)),
+            Op::Project { layer } => self.pool.install(|| run.project(layer)),
+            Op::Evict { .. } | Op::Fetch { .. } => run.copy(),
+            Op::Attend { layer, heads, part, first, last } => {
+                self.pool.install(|| run.attend(layer, heads, part, first, last));
+            }
+            Op::AttendHost { layer, heads } => self.pool.install(|| run.attend_host(layer, heads)),
+            Op::Merge { .. } => run.merge(),
+            Op::OutProject { layer } => self.pool.install(|| run.out_project(layer)),
+            Op::Mlp { layer, start, end } => self.pool.install(|| run.mlp(layer, end - start)),
+            Op::Logits => self.pool.install(|| run.logits()),
+        }
+    }
+
+    fn copy_resident_weights(&self) -> Result<(), OpenError> {
+        let spec = &self.plan.spec;
+        if self.plan.knobs().weights == WeightPlace::InPlace {
+            return Ok(());
+        }
+        let odd = spec.tensors().into_iter().find(|(id, _)| self.weights.tensor(*id).dtype != spec.dtype);
+        if let Some((id, _)) = odd {
+            return Err(OpenError::Weights(format!(
+                "{id:?} is {} but config.json declares {}: use --weights auto",
+                self.weights.tensor(id).dtype.name(),
+                spec.dtype.name()
+            )));
+        }
+        let (shared, layers) = self.plan.resident_weight_operands();
+        let grant = self.memories.grant(shared);
+        let to = grant.write::<u8>(Role::SharedWeights, 0);
+        for id in [TensorId::Embed, TensorId::FinalNorm, TensorId::LmHead] {
+            if let Some((offset, bytes)) = self.plan.layout().weight(id) {
+                to[offset as usize..(offset + bytes) as usize].copy_from_slice(self.weights.tensor(id).bytes);
+            }
+        }
+        for (layer, operands) in layers.into_iter().enumerate() {
+            let grant = self.memories.grant(operands);
+            self.copy_layer(layer, grant.write(Role::LayerWeights, 0));
+        }
+        Ok(())
+    }
+
+    fn copy_layer(&self, layer: usize, to: &mut [u8]) {
+        for (id, _) in self.plan.spec.tensors() {
+            if let (TensorId::Layer(l, _), Some((offset, bytes))) = (id, self.plan.layout().weight(id))
+                && l == layer
+            {
+                to[offset as usize..(offset + bytes) as usize].copy_from_slice(self.weights.tensor(id).bytes);
+            }
+        }
+    }
+}
+
+/// One command with the bytes it may touch.
+struct Run<'a> {
+    x: &'a Executor,
+    g: &'a Grant<'a>,
+    step: &'a Step,
+}
+
+impl Run<'_> {
+    fn embed(&self) {
+        let spec = &self.x.plan.spec;
+        let (cos, sin) = (self.g.write::<f32>(Role::Cos, 0), self.g.write::<f32>(Role::Sin, 0));
+        spec.rope.table(spec.head_dim, self.step.past as u64, self.step.rows, cos, sin);
+        let table = self.weight(TensorId::Embed);
+        kernels::embed(self.g.read::<u32>(Role::Ids, 0), table, self.g.write::<f32>(Role::Hidden, 0));
+    }
+
+    fn norm(&self, layer: usize, kind: NormKind) {
+        let tensor = match kind {
+            NormKind::Attention => LayerTensor::AttnNorm,
+            NormKind::Mlp => LayerTensor::MlpNorm,
+        };
+        let weight = self.weight(TensorId::Layer(layer, tensor));
+        let (from, to) = (self.g.read::<f32>(Role::Hidden, 0), self.g.write::<f32>(Role::Normed, 0));
+        kernels::rms_norm(self.x.isa, from, weight, self.x.plan.spec.norm_eps, to);
+    }
+
+    fn project(&self, layer: usize) {
+        let spec = &self.x.plan.spec;
+        let (n, d, group) = (self.step.rows, spec.head_dim, spec.group());
+        let width = spec.q_dim() + 2 * spec.kv_dim();
+        let scratch = self.g.write::<f32>(Role::Scratch, 0);
+        let normed = self.g.read::<f32>(Role::Normed, 0);
+        use LayerTensor as T;
+        let parts = [(T::Q, T::QBias, 0), (T::K, T::KBias, spec.q_dim()), (T::V, T::VBias, spec.q_dim() + spec.kv_dim())];
+        for (weight, bias, column) in parts {
+            let bias = spec.qkv_bias.then_some(bias);
+            self.linear(normed, layer, weight, bias, &mut scratch[column..], width, false);
+        }
+        let (cos, sin) = (self.g.read::<f32>(Role::Cos, 0), self.g.read::<f32>(Role::Sin, 0));
+        let norm = |tensor| spec.qk_norm.then(|| (self.weight(TensorId::Layer(layer, tensor)), spec.norm_eps));
+        let host = self.x.plan.layout().host_attended(layer, spec.kv_heads);
+        for head in 0..spec.kv_heads {
+            let to = self.g.write::<f32>(Role::Query, head);
+            for q in 0..group {
+                let columns = kernels::Columns { first: (head * group + q) * d, width };
+                kernels::take_head(scratch, columns, n, d, &mut to[q * d..], group * d);
+            }
+            kernels::norm_and_rotate(to, d, group, norm(T::QNorm), cos, sin);
+            if n <= DECODE_ROWS && head >= host.start {
+                self.g.write::<f32>(Role::HostQuery, head - host.start).copy_from_slice(to);
+            }
+            let k = kernels::Columns { first: spec.q_dim() + head * d, width };
+            let v = kernels::Columns { first: spec.q_dim() + spec.kv_dim() + head * d, width };
+            kernels::norm_and_rotate_columns(scratch, k, n, d, norm(T::KNorm), cos, sin);
+            kernels::store_columns(scratch, k, n, d, self.g.write::<u16>(Role::Key, head));
+            kernels::store_columns(scratch, v, n, d, self.g.write::<u16>(Role::Value, head));
+        }
+    }
+
+    fn copy(&self) {
+        for (from, to) in [(Role::Key, Role::KeyTo), (Role::Value, Role::ValueTo)] {
+            for k in 0..self.g.count(from) {
+                self.g.write::<u8>(to, k).copy_from_slice(self.g.read::<u8>(from, k));
+            }
+        }
+    }
+
+    fn attend(&self, layer: usize, heads: Heads, part: Part, first: bool, last: bool) {
+        let (past, n) = (self.step.past, self.step.rows);
+        let mut state = StateMut {
+            max: self.g.write(Role::StateMax, 0),
+            sum: self.g.write(Role::StateSum, 0),
+            acc: self.g.write(Role::StateAcc, 0),
+        };
+        if first {
+            kernels::state_init(&mut state);
+        }
+        // A resident head's past and own rows are attended as two pieces, like everybody else's.
+        let pieces: Vec<(usize, usize, usize)> = match part {
+            Part::Slot { tile, .. } => {
+                let size = self.x.plan.knobs().tile;
+                vec![(tile * size, 0, self.x.plan.tile_rows(self.step, tile))]
+            }
+            Part::Own => vec![(past, 0, n)],
+            Part::Resident => vec![(0, 0, past), (past, past, past + n)],
+        };
+        let mut partials = (n <= DECODE_ROWS).then(|| self.g.write::<f32>(Role::Partials, 0));
+        for (start, from, to) in pieces {
+            let kv = |h: usize| (self.g.read::<u16>(Role::Key, h), self.g.read::<u16>(Role::Value, h));
+            let q = |h: usize| self.g.read::<f32>(Role::Query, h);
+            self.attend_piece(layer, heads.len(), (start, from, to), &q, &kv, &mut state, partials.as_deref_mut());
+        }
+        if last {
+            self.finish(heads, &state);
+        }
+    }
+
+    fn finish(&self, heads: Heads, state: &StateMut<'_>) {
+        let spec = &self.x.plan.spec;
+        let (d, group, width) = (spec.head_dim, spec.group(), spec.q_dim());
+        let rows = self.step.rows * group;
+        let out = self.g.write::<f32>(Role::AttnOut, 0);
+        for head in heads.iter() {
+            let base = (head - heads.start) * rows;
+            for row in 0..rows {
+                let column = (head * group + row % group) * d;
+                let to = &mut out[row / group * width + column..][..d];
+                let acc = &state.acc[(base + row) * d..][..d];
+                kernels::state_finish(state.sum[base + row], acc, to);
+            }
+        }
+    }
+
+    fn attend_host(&self, layer: usize, heads: Heads) {
+        let mut state = StateMut {
+            max: self.g.write(Role::StateMax, 0),
+            sum: self.g.write(Role::StateSum, 0),
+            acc: self.g.write(Role::StateAcc, 0),
+        };
+        kernels::state_init(&mut state);
+        let partials = self.g.write::<f32>(Role::Partials, 0);
+        let size = self.x.plan.knobs().tile;
+        for (i, tile) in self.x.plan.visible_tiles(self.step, layer).enumerate() {
+            let rows = self.x.plan.tile_rows(self.step, tile);
+            let at = |h: usize| i * heads.len() + h;
+            let kv = |h: usize| (self.g.read::<u16>(Role::Key, at(h)), self.g.read::<u16>(Role::Value, at(h)));
+            let q = |h: usize| self.g.read::<f32>(Role::HostQuery, h);
+            let piece = (tile * size, 0, rows);
+            self.attend_piece(layer, heads.len(), piece, &q, &kv, &mut state, Some(partials));
+        }
+    }
+
+    /// Attention over rows `[from, to)` of each head's K and V, the first of which is at position `start`.
+    #[allow(clippy::too_many_arguments)] // the piece, its sources and its state; all internal
+    fn attend_piece<'s>(
+        &self,
+        layer: usize,
+        heads: usize,
+        (start, from, to): (usize, usize, usize),
+        q: &dyn Fn(usize) -> &'s [f32],
+        kv: &dyn Fn(usize) -> (&'s [u16], &'s [u16]),
+        state: &mut StateMut<'_>,
+        partials: Option<&mut [f32]>,
+    ) {
+        let spec = &self.x.plan.spec;
+        if from == to {
+            return;
+        }
+        let d = spec.head_dim;
+        let geometry = Geometry {
+            head_dim: d,
+            group: spec.group(),
+            scale: 1.0 / (d as f32).sqrt(),
+            window: spec.windows[layer],
+            q_start: self.step.past as u64,
+        };
+        let rows = self.step.rows * spec.group();
+        let mut max = state.max.chunks_mut(rows);
+        let mut sum = state.sum.chunks_mut(rows);
+        let mut acc = state.acc.chunks_mut(rows * d);
+        let mut tasks = Vec::with_capacity(heads);
+        for h in 0..heads {
+            let (k, v) = kv(h);
+            let (Some(max), Some(sum), Some(acc)) = (max.next(), sum.next(), acc.next()) else { break };
+            tasks.push(HeadTask {
+                q: q(h),
+                kv: KvRows { k: &k[from * d..to * d], v: &v[from * d..to * d], start: start as u64 },
+                state: StateMut { max, sum, acc },
+            });
+        }
+        match partials {
+            Some(scratch) => kernels::attend_decode(self.x.isa, &geometry, SPLIT, &mut tasks, scratch),
+            None => kernels::attend_prefill(self.x.isa, &geometry, &mut tasks),
+        }
+    }
+
+    fn merge(&self) {
+        let pairs =
+            [(Role::FromMax, Role::StateMax), (Role::FromSum, Role::StateSum), (Role::FromAcc, Role::StateAcc)];
+        for (from, to) in pairs {
+            self.g.write::<f32>(to, 0).copy_from_slice(self.g.read::<f32>(from, 0));
+        }
+    }
+
+    fn out_project(&self, layer: usize) {
+        let spec = &self.x.plan.spec;
+        let bias = spec.o_bias.then_some(LayerTensor::OBias);
+        let (from, to) = (self.g.read::<f32>(Role::AttnOut, 0), self.g.write::<f32>(Role::Hidden, 0));
+        self.linear(from, layer, LayerTensor::O, bias, to, spec.hidden, true);
+    }
+
+    fn mlp(&self, layer: usize, rows: usize) {
+        let spec = &self.x.plan.spec;
+        use LayerTensor as T;
+        let normed = self.g.read::<f32>(Role::Normed, 0);
+        let (gate, up) = self.g.write::<f32>(Role::Scratch, 0).split_at_mut(rows * spec.intermediate);
+        let bias = |tensor| spec.mlp_bias.then_some(tensor);
+        self.linear(normed, layer, T::Gate, bias(T::GateBias), gate, spec.intermediate, false);
+        self.linear(normed, layer, T::Up, bias(T::UpBias), up, spec.intermediate, false);
+        kernels::swiglu(self.x.isa, gate, up);
+        let to = self.g.write::<f32>(Role::Hidden, 0);
+        self.linear(gate, layer, T::Down, bias(T::DownBias), to, spec.hidden, true);
+    }
+
+    fn logits(&self) {
+        let spec = &self.x.plan.spec;
+        let normed = self.g.write::<f32>(Role::Normed, 0);
+        let norm = self.weight(TensorId::FinalNorm);
+        kernels::rms_norm(self.x.isa, self.g.read::<f32>(Role::Hidden, 0), norm, spec.norm_eps, normed);
+        let head = self.weight(if spec.tied { TensorId::Embed } else { TensorId::LmHead });
+        let out = self.g.write::<f32>(Role::Logits, 0);
+        kernels::linear(self.x.isa, normed, self.step.logit_rows, head, None, out, spec.vocab, false);
+    }
+
+    #[allow(clippy::too_many_arguments)] // a projection's operands; all internal
+    fn linear(
+        &self,
+        from: &[f32],
+        layer: usize,
+        tensor: LayerTensor,
+        bias: Option<LayerTensor>,
+        to: &mut [f32],
+        stride: usize,
+        accumulate: bool,
+    ) {
+        let weight = self.weight(TensorId::Layer(layer, tensor));
+        let bias = bias.map(|t| self.weight(TensorId::Layer(layer, t)));
+        let rows = from.len() / weight.cols;
+        kernels::linear(self.x.isa, from, rows, weight, bias, to, stride, accumulate);
+    }
+
+    /// A weight where this plan keeps it: mapped, resident, or in the layer's slot.
+    fn weight(&self, id: TensorId) -> WeightMatrix<'_> {
+        let view = self.x.weights.tensor(id);
+        let copied = |role| {
+            let (offset, bytes) = self.x.plan.layout().weight(id).expect("a copied tensor has a place");
+            &self.g.read::<u8>(role, 0)[offset as usize..(offset + bytes) as usize]
+        };
+        let bytes = match (self.x.plan.knobs().weights, id) {
+            (WeightPlace::InPlace, _) => view.bytes,
+            (_, TensorId::Layer(..)) => copied(Role::LayerWeights),
+            _ => copied(Role::SharedWeights),
+        };
+        let TensorView { dtype, rows, cols, .. } = view;
+        WeightMatrix { dtype, rows, cols, bytes }
+    }
+}

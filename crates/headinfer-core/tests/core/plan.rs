@@ -1,0 +1,237 @@
+//! Plans, schedules and hazards: what can be said without arithmetic.
+
+use headinfer_core::plan::hazard::{self, Hazard, Order};
+use headinfer_core::plan::paper::PaperLayout;
+use headinfer_core::plan::{
+    Cost, DeviceKind, Event, Lane, Memory, Op, Overrides, PlacementMode, Plan, PlanError, Request, Schedule, Step,
+    WeightsMode,
+};
+use headinfer_core::units::GIB;
+
+use crate::support::{Draw, llama_3_8b, request, tiny};
+
+/// A random small plan and a random step of it.
+pub(crate) fn random_plan(draw: &mut Draw) -> (Plan, Step) {
+    loop {
+        let (layers, kv_heads) = (1 + draw.below(4), 1 + draw.below(4));
+        let mut spec = tiny(layers, kv_heads * (1 + draw.below(3)), kv_heads, 16);
+        if draw.below(3) == 0 {
+            spec.windows[draw.below(layers)] = Some(1 + draw.below(700));
+        }
+        let all = layers * kv_heads;
+        let resident = draw.below(all + 1);
+        let mut request = request(draw.of(&[DeviceKind::Cpu, DeviceKind::Cuda]), 600 + draw.below(3000));
+        request.weights = draw.of(&[WeightsMode::Auto, WeightsMode::Stream, WeightsMode::Resident]);
+        request.overrides = Overrides {
+            chunk: Some(1 + draw.below(300)),
+            tile: Some(256 * (1 + draw.below(4))),
+            heads_per_group: Some(1 + draw.below(kv_heads)),
+            ring_slots: Some(1 + draw.below(4)),
+            resident_heads: Some(resident),
+            host_heads: Some(draw.below(all - resident + 1)),
+            logit_rows: None,
+        };
+        let Ok(plan) = Plan::new(&spec, &request) else { continue };
+        let rows = 1 + draw.below(plan.knobs().chunk);
+        let past = draw.below(plan.knobs().context - rows + 1);
+        let logit_rows = draw.below(rows.min(plan.knobs().logit_rows) + 1);
+        return (plan, Step { past, rows, logit_rows });
+    }
+}
+
+#[test]
+fn every_schedule_is_free_of_hazards() {
+    let mut draw = Draw(1);
+    for _ in 0..600 {
+        let (plan, step) = random_plan(&mut draw);
+        let schedule = plan.schedule(step);
+        assert_eq!(hazard::check(&plan, &schedule), [], "{:?} {step:?}", plan.knobs());
+    }
+}
+
+#[test]
+fn removing_any_wait_is_flagged_or_proven_implied() {
+    let mut draw = Draw(2);
+    let (mut removed, mut flagged) = (0, 0);
+    for _ in 0..40 {
+        let (plan, step) = random_plan(&mut draw);
+        let schedule = plan.schedule(step);
+        for (command, wait) in waits(&schedule) {
+            let mutant = without(&schedule, command, wait);
+            removed += 1;
+            let hazards = hazard::check(&plan, &mutant);
+            if hazards.is_empty() {
+                let signaller = signaller(&schedule, wait);
+                let order = Order::of(&mutant).unwrap();
+                assert!(order.before(signaller, command), "a wait orders nothing: {:?}", schedule.commands[command]);
+            } else {
+                flagged += 1;
+            }
+        }
+    }
+    assert!(removed > 2000 && flagged > removed / 2, "{flagged} of {removed} flagged");
+}
+
+/// Every wait of a schedule: the waiting command and the event.
+pub(crate) fn waits(schedule: &Schedule) -> Vec<(usize, Event)> {
+    let commands = schedule.commands.iter().enumerate();
+    commands.flat_map(|(i, c)| c.waits.iter().map(move |w| (i, *w))).collect()
+}
+
+/// The schedule without one wait.
+pub(crate) fn without(schedule: &Schedule, command: usize, wait: Event) -> Schedule {
+    let mut mutant = schedule.clone();
+    mutant.commands[command].waits.retain(|w| *w != wait);
+    mutant
+}
+
+fn signaller(schedule: &Schedule, event: Event) -> usize {
+    schedule.commands.iter().position(|c| c.signals == Some(event)).unwrap()
+}
+
+#[test]
+fn a_wait_that_nothing_signals_is_flagged() {
+    let (plan, step) = random_plan(&mut Draw(3));
+    let mut schedule = plan.schedule(step);
+    let last = schedule.commands.len() - 1;
+    schedule.commands[last].waits.push(Event(u32::MAX));
+    assert_eq!(hazard::check(&plan, &schedule), [Hazard::NeverSignalled { command: last }]);
+}
+
+#[test]
+fn the_cost_of_a_step_is_the_sum_of_its_commands() {
+    let mut draw = Draw(4);
+    for _ in 0..200 {
+        let (plan, step) = random_plan(&mut draw);
+        let mut sum = Cost::default();
+        for command in &plan.schedule(step).commands {
+            sum += plan.command_cost(&step, &command.op);
+        }
+        let step_cost = plan.step_cost(&step);
+        let pairs = [
+            (sum.gemm_flop, step_cost.gemm_flop),
+            (sum.attention_flop, step_cost.attention_flop),
+            (sum.device_bytes, step_cost.device_bytes),
+            (sum.in_bytes, step_cost.in_bytes),
+            (sum.out_bytes, step_cost.out_bytes),
+            (sum.host_bytes, step_cost.host_bytes),
+        ];
+        for (a, b) in pairs {
+            assert!((a - b).abs() <= 1e-9 * a.max(b), "{sum:?}\n{step_cost:?}\n{:?} {step:?}", plan.knobs());
+        }
+    }
+}
+
+#[test]
+fn regions_do_not_overlap_and_add_up() {
+    let mut draw = Draw(5);
+    for _ in 0..200 {
+        let (plan, _) = random_plan(&mut draw);
+        for memory in [Memory::Device, Memory::Host] {
+            let mut end = 0;
+            for region in plan.layout().regions().iter().filter(|r| r.span.memory == memory) {
+                assert!(region.span.offset >= end && region.span.offset - end < 256);
+                end = region.span.offset + region.span.bytes;
+            }
+            assert!(plan.layout().bytes(memory) >= end && plan.layout().bytes(memory) - end < 256);
+        }
+    }
+}
+
+#[test]
+fn the_papers_memory_at_a_million_tokens_is_reproduced() {
+    let spec = llama_3_8b();
+    // GB in the paper's table are 2^30 bytes (weights 15, KV 128, activations 64).
+    let expected = [207.0, 143.0, 111.0, 87.0, 16.7];
+    for (layout, paper) in PaperLayout::ALL.into_iter().zip(expected) {
+        let ours = layout.device_bytes(&spec, 1 << 20) as f64 / GIB as f64;
+        assert!((ours - paper).abs() / paper < 0.01, "{}: {ours:.2} GiB, paper {paper}", layout.name());
+    }
+}
+
+#[test]
+fn kv_on_the_device_does_not_grow_with_the_context() {
+    let spec = llama_3_8b();
+    let ring = |context| {
+        let mut request = request(DeviceKind::Cuda, context);
+        request.device_budget = 24 * GIB;
+        request.placement = PlacementMode::Offload;
+        let plan = Plan::new(&spec, &request).unwrap();
+        (plan.layout().region_bytes(headinfer_core::plan::RegionId::Ring), plan.device_bytes())
+    };
+    assert_eq!(ring(128 << 10), ring(4 << 20));
+    assert!(ring(4 << 20).1 <= 33 * GIB / 2, "{} bytes", ring(4 << 20).1);
+}
+
+#[test]
+fn what_does_not_fit_says_what_would() {
+    let spec = llama_3_8b();
+    let small = Request { device_budget: 2 * GIB, host_budget: 32 * GIB, ..request(DeviceKind::Cuda, 1 << 20) };
+    let Err(PlanError::DoesNotFit { memory, need, have, hint, longest, .. }) = Plan::new(&spec, &small) else {
+        panic!("a million tokens cannot fit into 32 GiB");
+    };
+    assert!(need > have, "{memory}: {need} <= {have}");
+    assert!(hint.contains("--context") || longest == 0, "{hint}");
+    let big = Request { device_budget: 24 * GIB, host_budget: 32 * GIB, ..request(DeviceKind::Cuda, 1 << 20) };
+    let Err(PlanError::DoesNotFit { longest, .. }) = Plan::new(&spec, &big) else {
+        panic!("128 GiB of KV cannot fit into 32 GiB");
+    };
+    assert!(longest > 200_000, "{longest}");
+    assert!(Plan::new(&spec, &Request { context: longest, ..big.clone() }).is_ok());
+    assert!(Plan::new(&spec, &Request { context: longest + 256, ..big }).is_err());
+}
+
+#[test]
+fn a_bigger_budget_never_fits_less() {
+    let spec = tiny(3, 6, 3, 32);
+    let mut last_resident = 0;
+    for budget in (0..64).map(|i| (1 << 18) + i * (1 << 18)) {
+        let request = Request { device_budget: budget, ..request(DeviceKind::Cpu, 8192) };
+        let Ok(plan) = Plan::new(&spec, &request) else {
+            assert_eq!(last_resident, 0, "fitted with less");
+            continue;
+        };
+        assert!(plan.device_bytes() <= budget);
+        last_resident = plan.knobs().resident_heads;
+    }
+    assert_eq!(last_resident, 9, "sixteen mebibytes hold all nine heads");
+}
+
+#[test]
+fn a_short_context_is_all_resident_and_fetches_nothing() {
+    let spec = llama_3_8b();
+    let plan = Plan::new(&spec, &Request { device_budget: 24 * GIB, ..request(DeviceKind::Cuda, 8192) }).unwrap();
+    let schedule = plan.schedule(Step { past: 8000, rows: 1, logit_rows: 1 });
+    assert!(schedule.commands.iter().all(|c| c.lane == Lane::Compute), "a resident plan moves nothing");
+    let attends = schedule.commands.iter().filter(|c| matches!(c.op, Op::Attend { .. })).count();
+    assert_eq!(attends, spec.layers, "one group per layer");
+}
+
+#[test]
+fn decode_moves_only_new_rows_back() {
+    let spec = llama_3_8b();
+    let mut request = request(DeviceKind::Cuda, 128 << 10);
+    request.placement = PlacementMode::Offload;
+    let plan = Plan::new(&spec, &request).unwrap();
+    let cost = plan.step_cost(&Step { past: (128 << 10) - 1, rows: 1, logit_rows: 1 });
+    assert_eq!(cost.out_bytes as u64, 128 << 10, "128 KiB per token");
+    assert_eq!(cost.in_bytes as u64, ((128 << 10) - 1) * (128 << 10));
+}
+
+#[test]
+fn impossible_overrides_are_refused_by_name() {
+    let spec = tiny(2, 4, 2, 16);
+    let with = |overrides| Plan::new(&spec, &Request { overrides, ..request(DeviceKind::Cpu, 1000) });
+    let bad = [
+        (Overrides { tile: Some(100), ..Overrides::default() }, "--tile"),
+        (Overrides { chunk: Some(0), ..Overrides::default() }, "--chunk"),
+        (Overrides { heads_per_group: Some(3), ..Overrides::default() }, "--heads-per-group"),
+        (Overrides { resident_heads: Some(5), ..Overrides::default() }, "heads"),
+    ];
+    for (overrides, name) in bad {
+        match with(overrides) {
+            Err(PlanError::Override(text)) => assert!(text.contains(name), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
