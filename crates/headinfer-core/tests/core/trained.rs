@@ -1,0 +1,50 @@
+//! The small trained model that lies beside some checkouts: cross-entropy on text it has not seen.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use headinfer_core::cpu::CpuOptions;
+use headinfer_core::engine::sample::log_softmax_at;
+use headinfer_core::model::config::load_config;
+use headinfer_core::model::weights::Weights;
+use headinfer_core::plan::{DeviceKind, Overrides, PlacementMode};
+use safetensors::SafeTensors;
+
+use crate::run::{open, shared};
+use crate::support::request;
+
+/// Mean cross-entropy over windows of `context` that start at 0, 32768, …, as the model's README states it.
+fn cross_entropy(context: usize) -> Option<f64> {
+    let (dir, text) = (shared("models/code-22m")?, shared("texts/heldout-ids.safetensors")?);
+    let spec = load_config(&dir).expect("config.json reads");
+    let weights = Arc::new(Weights::load(&dir, &spec).expect("weights load"));
+    let bytes = std::fs::read(text).expect("ids read");
+    let file = SafeTensors::deserialize(&bytes).expect("ids parse");
+    let words = file.tensor("ids").expect("ids").data().as_chunks::<4>().0.to_vec();
+    let ids: Vec<u32> = words.into_iter().map(u32::from_le_bytes).collect();
+    let mut request = request(DeviceKind::Cpu, context);
+    request.placement = PlacementMode::Offload;
+    request.overrides = Overrides { chunk: Some(256), logit_rows: Some(256), ..Overrides::default() };
+    let mut session = open(&spec, &weights, &request, &CpuOptions::default());
+    let (mut sum, mut count) = (0.0, 0usize);
+    for start in (0..ids.len() - context).step_by(32_768) {
+        session.rewind(0);
+        let targets = &ids[start + 1..=start + context];
+        let quiet = &mut |_| ControlFlow::Continue(());
+        let mut add = |first: usize, logits: &[f32]| {
+            for (row, logits) in logits.chunks(spec.vocab).enumerate() {
+                sum -= log_softmax_at(logits, targets[first + row]);
+                count += 1;
+            }
+        };
+        session.score(&ids[start..start + context], context, quiet, &mut add).expect("scores");
+    }
+    Some(sum / count as f64)
+}
+
+#[test]
+fn the_trained_model_reaches_its_stated_cross_entropy() {
+    let Some(found) = cross_entropy(1024) else { return };
+    eprintln!("cross-entropy at 1024: {found:.4}, stated 1.886");
+    assert!((found / 1.886 - 1.0).abs() < 0.005, "{found}");
+}
