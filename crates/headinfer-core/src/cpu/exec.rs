@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::heads::{HeadNorm, Projected};
 use super::kernels::{self, Geometry, HeadTask, Isa, KvRows, StateMut, WeightMatrix};
 use super::{CpuOptions, OpenError};
 use crate::memory::{Grant, Memories};
@@ -134,29 +135,33 @@ impl Run<'_> {
         let scratch = self.g.write::<f32>(Role::Scratch, 0);
         let normed = self.g.read::<f32>(Role::Normed, 0);
         use LayerTensor as T;
-        let parts = [(T::Q, T::QBias, 0), (T::K, T::KBias, spec.q_dim()), (T::V, T::VBias, spec.q_dim() + spec.kv_dim())];
+        let (key, value) = (spec.q_dim(), spec.q_dim() + spec.kv_dim());
+        let parts = [(T::Q, T::QBias, 0), (T::K, T::KBias, key), (T::V, T::VBias, value)];
         for (weight, bias, column) in parts {
             let bias = spec.qkv_bias.then_some(bias);
             self.linear(normed, layer, weight, bias, &mut scratch[column..], width, false);
         }
-        let (cos, sin) = (self.g.read::<f32>(Role::Cos, 0), self.g.read::<f32>(Role::Sin, 0));
-        let norm = |tensor| spec.qk_norm.then(|| (self.weight(TensorId::Layer(layer, tensor)), spec.norm_eps));
+        let projected = Projected {
+            values: scratch,
+            width,
+            head_dim: d,
+            cos: self.g.read(Role::Cos, 0),
+            sin: self.g.read(Role::Sin, 0),
+        };
+        let norm = |tensor| {
+            let weight = || self.weight(TensorId::Layer(layer, tensor));
+            spec.qk_norm.then(|| HeadNorm { weight: weight(), eps: spec.norm_eps })
+        };
         let host = self.x.plan.layout().host_attended(layer, spec.kv_heads);
         for head in 0..spec.kv_heads {
             let to = self.g.write::<f32>(Role::Query, head);
-            for q in 0..group {
-                let columns = kernels::Columns { first: (head * group + q) * d, width };
-                kernels::take_head(scratch, columns, n, d, &mut to[q * d..], group * d);
-            }
-            kernels::norm_and_rotate(to, d, group, norm(T::QNorm), cos, sin);
+            projected.queries(head * group * d, group, norm(T::QNorm), to);
             if n <= DECODE_ROWS && head >= host.start {
                 self.g.write::<f32>(Role::HostQuery, head - host.start).copy_from_slice(to);
             }
-            let k = kernels::Columns { first: spec.q_dim() + head * d, width };
-            let v = kernels::Columns { first: spec.q_dim() + spec.kv_dim() + head * d, width };
-            kernels::norm_and_rotate_columns(scratch, k, n, d, norm(T::KNorm), cos, sin);
-            kernels::store_columns(scratch, k, n, d, self.g.write::<u16>(Role::Key, head));
-            kernels::store_columns(scratch, v, n, d, self.g.write::<u16>(Role::Value, head));
+            let k = spec.q_dim() + head * d;
+            projected.keys(k, norm(T::KNorm), self.g.write(Role::Key, head));
+            projected.values(k + spec.kv_dim(), self.g.write(Role::Value, head));
         }
     }
 

@@ -2,6 +2,8 @@
 //! really fetched, new rows really evicted, so the whole method is exercised with no GPU.
 
 mod exec;
+mod heads;
+pub mod kernels;
 mod lanes;
 
 use std::sync::Arc;
