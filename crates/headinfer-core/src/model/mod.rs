@@ -2,5 +2,21 @@
 //!
 //! Must not know the plan or any backend.
 
+pub mod config;
+mod config_rope;
+pub mod error;
+pub mod hub;
+mod json;
+pub mod known;
+mod mapping;
+pub mod names;
+pub mod random;
 pub mod rope;
+pub mod safetensors;
 pub mod spec;
+pub mod weights;
+mod weights_files;
+pub mod write;
+
+pub use error::ModelError;
+pub use weights::{TensorView, Weights};
