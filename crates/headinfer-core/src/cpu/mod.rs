@@ -17,6 +17,7 @@ use crate::memory::{Arena, Memories};
 use crate::model::weights::Weights;
 use crate::plan::{Memory, Plan, Role, Schedule};
 use exec::Executor;
+use kernels::Isa;
 
 /// How a CPU backend runs.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +29,7 @@ pub struct CpuOptions {
     /// Fill all memory with NaN first, so that a read before a write cannot go unseen.
     pub poison: bool,
     /// Instruction set; `None` means the best this CPU has.
-    pub isa: Option<crate::cpu::kernels::Isa>,
+    pub isa: Option<Isa>,
 }
 
 /// Why a CPU backend could not be opened.

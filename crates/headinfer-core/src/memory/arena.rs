@@ -6,8 +6,8 @@
 //! races that the hazard check of the plan is held against.
 #![allow(unsafe_code)] // raw views of a mapping; soundness is the run-time check of `Memories::grant`
 
-use std::cell::Cell;
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memmap2::MmapMut;
@@ -58,7 +58,7 @@ pub struct Memories {
     device: Arena,
     host: Arena,
     held: Mutex<Vec<Held>>,
-    next_id: std::sync::atomic::AtomicU64,
+    next_id: AtomicU64,
 }
 
 struct Held {
@@ -87,7 +87,7 @@ impl Memories {
     /// When a range leaves its arena, or conflicts with one held by another grant or with another range of
     /// the same grant: the schedule is wrong.
     pub fn grant(&self, operands: Operands) -> Grant<'_> {
-        let id = self.next_id.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let list = operands.as_slice();
         let mut held = self.held();
         for (i, operand) in list.iter().enumerate() {
@@ -111,7 +111,7 @@ impl Memories {
             write: o.access == Access::Write,
         }));
         drop(held);
-        let taken = vec![Cell::new(false); list.len()];
+        let taken = list.iter().map(|_| AtomicBool::new(false)).collect();
         Grant { memories: self, id, operands, taken }
     }
 
@@ -125,7 +125,7 @@ pub struct Grant<'a> {
     memories: &'a Memories,
     id: u64,
     operands: Operands,
-    taken: Vec<Cell<bool>>,
+    taken: Vec<AtomicBool>,
 }
 
 impl Grant<'_> {
@@ -135,10 +135,9 @@ impl Grant<'_> {
     /// When the command declared no such operand, or it is being written.
     pub fn read<T: bytemuck::AnyBitPattern>(&self, role: Role, k: usize) -> &[T] {
         let (i, operand) = self.find(role, k);
-        assert!(operand.access == Access::Read || !self.taken[i].get(), "{role:?} {k} is being written");
-        if operand.access == Access::Write {
-            self.taken[i].set(true);
-        }
+        // A written operand may be read instead, but not besides.
+        let taken = operand.access == Access::Write && self.taken[i].swap(true, Ordering::Relaxed);
+        assert!(!taken, "{role:?} {k} is being written");
         // SAFETY: the range is inside the mapping, is held by this grant alone or shared for reading only,
         // was written by no one else while held, and lives as long as the grant. `cast_slice` checks
         // alignment and length.
@@ -154,7 +153,7 @@ impl Grant<'_> {
     pub fn write<T: bytemuck::Pod>(&self, role: Role, k: usize) -> &mut [T] {
         let (i, operand) = self.find(role, k);
         assert!(operand.access == Access::Write, "{role:?} {k} is not declared for writing");
-        assert!(!self.taken[i].replace(true), "{role:?} {k} is taken twice");
+        assert!(!self.taken[i].swap(true, Ordering::Relaxed), "{role:?} {k} is taken twice");
         // SAFETY: as in `read`; besides, `grant` saw that no other range overlaps a written one, and `taken`
         // that this one is handed out once.
         let bytes =
