@@ -84,9 +84,8 @@ impl Rope {
             return (0.0, 1.0);
         };
         let dim = head_dim as f64;
-        let pair_with = |rotations: f64| {
-            dim * (original_max / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
-        };
+        let pair_with =
+            |rotations: f64| dim * (original_max / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
         let (mut low, mut high) = (pair_with(beta_fast), pair_with(beta_slow));
         if truncate {
             (low, high) = (low.floor(), high.ceil());
@@ -110,7 +109,11 @@ impl Rope {
     /// When a table's length is not `rows * head_dim / 2`.
     pub fn table(&self, head_dim: usize, start: u64, rows: usize, cos: &mut [f32], sin: &mut [f32]) {
         let half = head_dim / 2;
-        assert_eq!((cos.len(), sin.len()), (rows * half, rows * half), "rope tables hold rows * head_dim / 2");
+        assert_eq!(
+            (cos.len(), sin.len()),
+            (rows * half, rows * half),
+            "rope tables hold rows * head_dim / 2"
+        );
         let inv_freq = self.inv_freq(head_dim);
         let scale = self.attention_factor();
         for row in 0..rows {

@@ -69,7 +69,9 @@ fn place(
             return Err(format!("has tensor `{name}` at bytes {begin}..{end} of {data_len}: truncated?"));
         }
         if begin < expected {
-            return Err(format!("has tensor `{name}` at byte {begin}, overlapping one that ends at {expected}"));
+            return Err(format!(
+                "has tensor `{name}` at byte {begin}, overlapping one that ends at {expected}"
+            ));
         }
         if begin > expected {
             return Err(format!("has a hole at bytes {expected}..{begin}, before tensor `{name}`"));

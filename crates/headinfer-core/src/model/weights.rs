@@ -109,7 +109,10 @@ impl Weights {
             let shape = *shapes.get(&id).ok_or_else(|| error(id, "is not part of the model"))?;
             let (have, want) = (data.bytes(&[]).len(), shape[0] * shape[1] * dtype.bytes());
             if have != want {
-                return Err(error(id, &format!("has {have} bytes, {shape:?} of {} has {want}", dtype.name())));
+                return Err(error(
+                    id,
+                    &format!("has {have} bytes, {shape:?} of {} has {want}", dtype.name()),
+                ));
             }
             if tensors.insert(id, Stored { dtype, shape, data }).is_some() {
                 return Err(error(id, "is there twice"));
@@ -195,9 +198,7 @@ fn first_non_finite(view: TensorView<'_>) -> Option<usize> {
     match view.dtype {
         DType::Bf16 => first(halves(), |v| v & 0x7f80 == 0x7f80),
         DType::F16 => first(halves(), |v| v & 0x7c00 == 0x7c00),
-        DType::F32 => {
-            first(bytemuck::cast_slice::<u8, u32>(view.bytes), |v| v & 0x7f80_0000 == 0x7f80_0000)
-        }
+        DType::F32 => first(bytemuck::cast_slice::<u8, u32>(view.bytes), |v| v & 0x7f80_0000 == 0x7f80_0000),
     }
 }
 

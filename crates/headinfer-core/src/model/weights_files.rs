@@ -95,7 +95,8 @@ fn refuse_disagreement(
             if shard.entries.contains_key(*name) == (i == number) {
                 continue;
             }
-            let how = if i == number { "is not in this file, though the index says so" } else { "is also here" };
+            let how =
+                if i == number { "is not in this file, though the index says so" } else { "is also here" };
             let problem = format!("{how} ({})", index_path.display());
             return Err(ModelError::tensor(&shard.path, name, problem));
         }

@@ -190,16 +190,18 @@ fn rope_json(rope: &Rope) -> Value {
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": positions(original_max),
         }),
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max, attention_factor, truncate } => json!({
-            "rope_type": "yarn",
-            "rope_theta": theta,
-            "factor": factor,
-            "beta_fast": beta_fast,
-            "beta_slow": beta_slow,
-            "original_max_position_embeddings": positions(original_max),
-            "attention_factor": attention_factor,
-            "truncate": truncate,
-        }),
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max, attention_factor, truncate } => {
+            json!({
+                "rope_type": "yarn",
+                "rope_theta": theta,
+                "factor": factor,
+                "beta_fast": beta_fast,
+                "beta_slow": beta_slow,
+                "original_max_position_embeddings": positions(original_max),
+                "attention_factor": attention_factor,
+                "truncate": truncate,
+            })
+        }
     }
 }
 
