@@ -1,5 +1,5 @@
-//! `config.json` of transformers 4 and 5 to [`ModelSpec`], with the defaults and the meaning that transformers'
-//! configuration classes give each family. What is not implemented is refused by name.
+//! `config.json` of transformers 4 and 5 to [`ModelSpec`], with the defaults and the meaning that
+//! transformers' configuration classes give each family. What is not implemented is refused by name.
 
 use std::path::Path;
 
@@ -214,8 +214,8 @@ fn norm_eps(config: Object<'_>) -> Result<f32, ModelError> {
     Ok(eps as f32)
 }
 
-/// Mistral: one window for all layers (4096 where the field is absent, none where it is null). Qwen: only with
-/// `use_sliding_window`, in the layers that `layer_types` names, or else from `max_window_layers` on.
+/// Mistral: one window for all layers (4096 where the field is absent, none where it is null). Qwen: only
+/// with `use_sliding_window`, in the layers that `layer_types` names, or else from `max_window_layers` on.
 fn windows(
     config: Object<'_>,
     architecture: Architecture,

@@ -1,5 +1,5 @@
-//! The rotary part of a `config.json`: `rope_theta` and `rope_scaling` of transformers 4, `rope_parameters` of
-//! transformers 5, with the precedence and the defaults of its `modeling_rope_utils`.
+//! The rotary part of a `config.json`: `rope_theta` and `rope_scaling` of transformers 4, `rope_parameters`
+//! of transformers 5, with the precedence and the defaults of its `modeling_rope_utils`.
 
 use serde_json::{Map, Value};
 

@@ -27,8 +27,9 @@ pub struct HubEnv {
 }
 
 impl HubEnv {
-    /// Reads the standard variables through `var`: HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME,
-    /// HOME, HF_TOKEN (or the token file in HF_HOME), HF_ENDPOINT, HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE.
+    /// Reads the standard variables through `var`: HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME,
+    /// XDG_CACHE_HOME, HOME, HF_TOKEN (or the token file in HF_HOME), HF_ENDPOINT, HF_HUB_OFFLINE,
+    /// TRANSFORMERS_OFFLINE.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>, progress: bool) -> HubEnv {
         let var = |name: &str| var(name).filter(|value| !value.is_empty());
         let home = var("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {

@@ -2,7 +2,8 @@
 
 use std::f64::consts::PI;
 
-/// How the base frequencies are scaled for long contexts (`rope_scaling` / `rope_parameters` of transformers).
+/// How the base frequencies are scaled for long contexts (`rope_scaling` / `rope_parameters` of
+/// transformers).
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Unscaled.
@@ -40,7 +41,8 @@ pub enum RopeScaling {
     },
 }
 
-/// Rotary embedding over `head_dim` elements: pairs (i, i + head_dim/2), the layout of Hugging Face checkpoints.
+/// Rotary embedding over `head_dim` elements: pairs (i, i + head_dim/2), the layout of Hugging Face
+/// checkpoints.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Base of the geometric progression of wavelengths.
@@ -58,7 +60,8 @@ impl Rope {
             RopeScaling::Linear { factor } => plain.map(|f| f / factor).collect(),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max } => plain
                 .map(|f| {
-                    // Rotations within the original context decide: many stay, few are divided, between is mixed.
+                    // Rotations within the original context decide: many stay, few are divided, between is
+                    // mixed.
                     let rotations = original_max * f / (2.0 * PI);
                     let keep = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
                     let keep = keep.clamp(0.0, 1.0);
@@ -102,8 +105,9 @@ impl Rope {
         }
     }
 
-    /// Fills `cos` and `sin`, each `[rows, head_dim / 2]`, for positions `start..start + rows`. Angles are formed
-    /// in f64 and only the results are rounded: at a million positions an f32 angle is wrong by whole degrees.
+    /// Fills `cos` and `sin`, each `[rows, head_dim / 2]`, for positions `start..start + rows`. Angles are
+    /// formed in f64 and only the results are rounded: at a million positions an f32 angle is wrong by whole
+    /// degrees.
     ///
     /// # Panics
     /// When a table's length is not `rows * head_dim / 2`.

@@ -199,3 +199,16 @@ fn the_first_value_that_is_not_finite_is_named() {
         );
     }
 }
+
+#[test]
+fn the_trained_model_beside_the_checkout_loads() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models/code-22m");
+    if !dir.exists() {
+        eprintln!("skipped: {} is not here", dir.display());
+        return;
+    }
+    let spec = crate::model::config::load_config(&dir).unwrap();
+    let weights = Weights::load(&dir, &spec).unwrap();
+    weights.check_finite().unwrap();
+    assert_eq!((spec.layers, spec.tied, weights.owned_bytes()), (6, true, 0));
+}
