@@ -1,5 +1,5 @@
-//! `config.json` of transformers 4 and 5 to [`ModelSpec`], with the defaults and the meaning that transformers'
-//! configuration classes give each family. What is not implemented is refused by name.
+//! `config.json` of transformers 4 and 5 to [`ModelSpec`], with the defaults and the meaning that
+//! transformers' configuration classes give each family. What is not implemented is refused by name.
 
 use std::path::Path;
 
@@ -25,6 +25,8 @@ pub const HEADS_MAX: usize = 1 << 12;
 pub const HEAD_DIM_MAX: usize = 1 << 12;
 /// Longest context a config may state, and widest window.
 pub const POSITION_MAX: usize = 1 << 40;
+/// Radians per position: published models have 1 at most; above this, angles of far positions mean nothing.
+const FREQUENCY_MAX: f64 = 1e6;
 
 const SUPPORTED_ARCHITECTURES: &str =
     "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM";
@@ -68,8 +70,9 @@ pub fn parse_config(text: &str, name: &str) -> Result<ModelSpec, ModelError> {
     let max_position =
         config.count("max_position_embeddings", POSITION_MAX)?.unwrap_or(defaults.max_position);
     let rope = config_rope::parse(config, &map, max_position)?;
-    if !rope.inv_freq(heads.dim).iter().all(|f| f.is_finite()) {
-        return Err(config.error("rope_theta", "and the rope scaling give frequencies that are not finite"));
+    if !rope.inv_freq(heads.dim).iter().all(|f| (0.0..=FREQUENCY_MAX).contains(f)) {
+        let problem = format!("and the rope scaling give a frequency that is not in 0..{FREQUENCY_MAX}");
+        return Err(config.error("rope_theta", problem));
     }
     let flag = |key| Ok::<bool, ModelError>(config.flag(key)?.unwrap_or(false));
     let attention_bias = match architecture {
@@ -211,8 +214,8 @@ fn norm_eps(config: Object<'_>) -> Result<f32, ModelError> {
     Ok(eps as f32)
 }
 
-/// Mistral: one window for all layers (4096 where the field is absent, none where it is null). Qwen: only with
-/// `use_sliding_window`, in the layers that `layer_types` names, or else from `max_window_layers` on.
+/// Mistral: one window for all layers (4096 where the field is absent, none where it is null). Qwen: only
+/// with `use_sliding_window`, in the layers that `layer_types` names, or else from `max_window_layers` on.
 fn windows(
     config: Object<'_>,
     architecture: Architecture,
@@ -240,7 +243,8 @@ fn qwen_windows(
         let first = match config.get("max_window_layers") {
             None => 28,
             Some(v) => v.as_u64().ok_or_else(|| {
-                config.error("max_window_layers", format!("is {}, must be a count", printable(&v.to_string())))
+                config
+                    .error("max_window_layers", format!("is {}, must be a count", printable(&v.to_string())))
             })?,
         };
         return Ok((0..layers).map(|i| window.filter(|_| i as u64 >= first)).collect());
@@ -256,12 +260,9 @@ fn qwen_windows(
         (Some("sliding_attention"), None) => {
             Err(config.error("layer_types", "has a sliding layer, but the config gives no window"))
         }
-        (Some(other), _) => Err(config.unsupported(
-            "layer_types",
-            "layer kind",
-            other,
-            "full_attention, sliding_attention",
-        )),
+        (Some(other), _) => {
+            Err(config.unsupported("layer_types", "layer kind", other, "full_attention, sliding_attention"))
+        }
         (None, _) => Err(config.error("layer_types", "must be a list of strings")),
     };
     kinds.iter().map(one).collect()
@@ -282,13 +283,10 @@ fn dtype(config: Object<'_>) -> Result<DType, ModelError> {
 
 /// One id or a list of them. Ids outside the vocabulary can never be met, and some checkpoints have them
 /// (-1 for "none"), so they are left out.
-fn token_ids(
-    config: Object<'_>,
-    key: &str,
-    default: &[i64],
-    vocab: usize,
-) -> Result<Vec<u32>, ModelError> {
-    let id = |v: &Value| v.as_i64().ok_or_else(|| config.error(key, "must be a token id, a list of them, or null"));
+fn token_ids(config: Object<'_>, key: &str, default: &[i64], vocab: usize) -> Result<Vec<u32>, ModelError> {
+    let id = |v: &Value| {
+        v.as_i64().ok_or_else(|| config.error(key, "must be a token id, a list of them, or null"))
+    };
     let ids: Vec<i64> = match config.get(key) {
         None if config.is_null(key) => Vec::new(),
         None => default.to_vec(),

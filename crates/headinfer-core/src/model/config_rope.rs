@@ -1,5 +1,5 @@
-//! The rotary part of a `config.json`: `rope_theta` and `rope_scaling` of transformers 4, `rope_parameters` of
-//! transformers 5, with the precedence and the defaults of its `modeling_rope_utils`.
+//! The rotary part of a `config.json`: `rope_theta` and `rope_scaling` of transformers 4, `rope_parameters`
+//! of transformers 5, with the precedence and the defaults of its `modeling_rope_utils`.
 
 use serde_json::{Map, Value};
 
@@ -56,7 +56,9 @@ fn llama3(rope: Object<'_>, original_max: f64) -> Result<RopeScaling, ModelError
     let low = rope.required_positive("low_freq_factor")?;
     let high = rope.required_positive("high_freq_factor")?;
     if high <= low {
-        return Err(rope.error("high_freq_factor", format!("is {high}, must be above `low_freq_factor` {low}")));
+        return Err(
+            rope.error("high_freq_factor", format!("is {high}, must be above `low_freq_factor` {low}"))
+        );
     }
     let factor = rope.required_positive("factor")?;
     Ok(RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_max })
@@ -80,13 +82,14 @@ fn yarn(
     // Zero means "not given" for these four, as in transformers.
     let given = |key| Ok::<_, ModelError>(rope.number(key)?.filter(|&x| x != 0.0));
     let gain = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
-    let attention_factor = match (rope.number("attention_factor")?, given("mscale")?, given("mscale_all_dim")?) {
-        (Some(x), _, _) => x,
-        (None, Some(mscale), Some(all_dim)) => gain(mscale) / gain(all_dim),
-        _ => gain(1.0),
-    };
-    if !attention_factor.is_finite() || attention_factor <= 0.0 {
-        let problem = format!("comes to {attention_factor}, must be finite and above 0");
+    let attention_factor =
+        match (rope.number("attention_factor")?, given("mscale")?, given("mscale_all_dim")?) {
+            (Some(x), _, _) => x,
+            (None, Some(mscale), Some(all_dim)) => gain(mscale) / gain(all_dim),
+            _ => gain(1.0),
+        };
+    if !(f64::EPSILON..=1e6).contains(&attention_factor) {
+        let problem = format!("comes to {attention_factor}, must be above 0 and at most 1e6");
         return Err(rope.error("attention_factor", problem));
     }
     let beta = |key, default| match given(key)? {

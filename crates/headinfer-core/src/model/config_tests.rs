@@ -127,7 +127,10 @@ fn heads_may_be_odd_explicit_or_single() {
     };
     assert_eq!(heads(json!({"head_dim": 48, "num_key_value_heads": 1})), (6, 1, 48));
     assert_eq!(heads(json!({"head_dim": null, "num_key_value_heads": null})), (6, 6, 16));
-    assert_eq!(heads(json!({"num_attention_heads": 7, "num_key_value_heads": 7, "head_dim": 32})), (7, 7, 32));
+    assert_eq!(
+        heads(json!({"num_attention_heads": 7, "num_key_value_heads": 7, "head_dim": 32})),
+        (7, 7, 32)
+    );
 }
 
 #[test]
@@ -235,10 +238,29 @@ fn any_value() -> impl Strategy<Value = Value> {
 }
 
 const FIELDS: [&str; 24] = [
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "max_position_embeddings", "eos_token_id",
-    "bos_token_id", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "dtype",
-    "model_type", "tie_word_embeddings", "rope/rope_type", "rope/factor", "rope/beta_fast", "rope/mscale",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_theta",
+    "max_position_embeddings",
+    "eos_token_id",
+    "bos_token_id",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "dtype",
+    "model_type",
+    "tie_word_embeddings",
+    "rope/rope_type",
+    "rope/factor",
+    "rope/beta_fast",
+    "rope/mscale",
     "rope/original_max_position_embeddings",
 ];
 

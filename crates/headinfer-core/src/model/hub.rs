@@ -27,13 +27,15 @@ pub struct HubEnv {
 }
 
 impl HubEnv {
-    /// Reads the standard variables through `var`: HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME,
-    /// HOME, HF_TOKEN (or the token file in HF_HOME), HF_ENDPOINT, HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE.
+    /// Reads the standard variables through `var`: HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME,
+    /// XDG_CACHE_HOME, HOME, HF_TOKEN (or the token file in HF_HOME), HF_ENDPOINT, HF_HUB_OFFLINE,
+    /// TRANSFORMERS_OFFLINE.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>, progress: bool) -> HubEnv {
         let var = |name: &str| var(name).filter(|value| !value.is_empty());
         let home = var("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
             let caches = var("XDG_CACHE_HOME").map(PathBuf::from);
-            let caches = caches.unwrap_or_else(|| PathBuf::from(var("HOME").unwrap_or_default()).join(".cache"));
+            let caches =
+                caches.unwrap_or_else(|| PathBuf::from(var("HOME").unwrap_or_default()).join(".cache"));
             caches.join("huggingface")
         });
         let cache = var("HF_HUB_CACHE").or_else(|| var("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
@@ -100,7 +102,8 @@ fn find(model: &str, env: &HubEnv, need: Need) -> Result<PathBuf, ModelError> {
     }
     if env.offline {
         let cache = env.cache.display();
-        let problem = format!("there is no such folder, {cache} has no whole copy, and HF_HUB_OFFLINE is set");
+        let problem =
+            format!("there is no such folder, {cache} has no whole copy, and HF_HUB_OFFLINE is set");
         return Err(not_found(&problem));
     }
     download(model, env, need)
@@ -131,9 +134,8 @@ fn is_complete(dir: &Path, need: Need) -> bool {
     if need == Need::Config || !has("config.json") {
         return has("config.json");
     }
-    let has_all_shards = || {
-        read_index(&dir.join(INDEX_FILE)).is_ok_and(|index| index.values().all(|shard| has(shard)))
-    };
+    let has_all_shards =
+        || read_index(&dir.join(INDEX_FILE)).is_ok_and(|index| index.values().all(|shard| has(shard)));
     has(SINGLE_FILE) || has_all_shards()
 }
 

@@ -98,7 +98,8 @@ impl<'a> Object<'a> {
     pub(crate) fn count(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
         let read = |v: &'a Value| {
             let n = v.as_u64().filter(|&n| (1..=max as u64).contains(&n));
-            n.map(|n| n as usize).ok_or_else(|| self.wrong(key, v, &format!("a whole number from 1 to {max}")))
+            n.map(|n| n as usize)
+                .ok_or_else(|| self.wrong(key, v, &format!("a whole number from 1 to {max}")))
         };
         self.get(key).map(read).transpose()
     }

@@ -1,7 +1,7 @@
 //! Shapes of well-known models, for `random:SHAPE` and for planning without a checkpoint.
 //!
-//! They have the sizes and options of the published models but no trained context limit and no special tokens,
-//! since random weights know neither.
+//! They have the sizes and options of the published models but no trained context limit and no special
+//! tokens, since random weights know neither.
 
 use crate::dtype::DType;
 use crate::model::rope::{Rope, RopeScaling};
@@ -30,8 +30,8 @@ const SHAPES: [Shape; 14] = {
     use Architecture::{Llama, Mistral, Qwen2, Qwen3};
     #[allow(clippy::too_many_arguments, reason = "a row of the table below")]
     const fn row(
-        name: &'static str, family: Architecture, vocab: usize, hidden: usize, layers: usize, heads: [usize; 3],
-        intermediate: usize, theta: f64, llama3_factor: f64, tied: bool,
+        name: &'static str, family: Architecture, vocab: usize, hidden: usize, layers: usize,
+        heads: [usize; 3], intermediate: usize, theta: f64, llama3_factor: f64, tied: bool,
     ) -> Shape {
         Shape { name, family, vocab, hidden, layers, heads, intermediate, theta, llama3_factor, tied }
     }

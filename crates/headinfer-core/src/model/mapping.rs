@@ -27,9 +27,10 @@ impl Mapping {
 
 #[allow(unsafe_code, reason = "mapping a file is unsafe because other processes may change it")]
 fn map(file: &File) -> std::io::Result<memmap2::Mmap> {
-    // SAFETY: the mapping is private and read-only, and only bytes and floats are read from it, for which every
-    // bit pattern is a value. A file truncated while mapped raises SIGBUS, which ends the process and corrupts
-    // nothing; weight files are replaced by renaming, here and by the hub's clients, never cut in place.
+    // SAFETY: the mapping is private and read-only, and only bytes and floats are read from it, for which
+    // every bit pattern is a value. A file truncated while mapped raises SIGBUS, which ends the process and
+    // corrupts nothing; weight files are replaced by renaming, here and by the hub's clients, never cut in
+    // place.
     unsafe { memmap2::Mmap::map(file) }
 }
 

@@ -7,12 +7,12 @@
 //! key     = mix(seed ^ mix(tensor_number + G)),  G = 0x9e3779b97f4a7c15
 //! u       = mix(key + (index + 1) * G) >> 40           24 bits
 //! v       = f32(2 * u - (2^24 - 1))                    exact: an odd integer below 2^24 in size
-//! value   = bf16(f32(offset + f32(v * scale)))         each f32() rounds to nearest even, so must not be fused
+//! value   = bf16(f32(offset + f32(v * scale)))         each f32() rounds to nearest even: do not fuse
 //! scale   = f32(std * sqrt(3) / 2^24)                  formed in f64, a uniform law of that deviation
 //! ```
 //!
-//! `index` is `row * cols + col`. Matrices have `std = 1/sqrt(cols)`, so that activations keep their size in any
-//! shape; norms are 1 with `std = 0.05`; biases 0 with `std = 0.02`.
+//! `index` is `row * cols + col`. Matrices have `std = 1/sqrt(cols)`, so that activations keep their size in
+//! any shape; norms are 1 with `std = 0.05`; biases 0 with `std = 0.02`.
 
 use half::bf16;
 use rayon::prelude::*;

@@ -2,7 +2,8 @@
 
 use std::f64::consts::PI;
 
-/// How the base frequencies are scaled for long contexts (`rope_scaling` / `rope_parameters` of transformers).
+/// How the base frequencies are scaled for long contexts (`rope_scaling` / `rope_parameters` of
+/// transformers).
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Unscaled.
@@ -40,7 +41,8 @@ pub enum RopeScaling {
     },
 }
 
-/// Rotary embedding over `head_dim` elements: pairs (i, i + head_dim/2), the layout of Hugging Face checkpoints.
+/// Rotary embedding over `head_dim` elements: pairs (i, i + head_dim/2), the layout of Hugging Face
+/// checkpoints.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Base of the geometric progression of wavelengths.
@@ -58,7 +60,8 @@ impl Rope {
             RopeScaling::Linear { factor } => plain.map(|f| f / factor).collect(),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max } => plain
                 .map(|f| {
-                    // Rotations within the original context decide: many stay, few are divided, between is mixed.
+                    // Rotations within the original context decide: many stay, few are divided, between is
+                    // mixed.
                     let rotations = original_max * f / (2.0 * PI);
                     let keep = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
                     let keep = keep.clamp(0.0, 1.0);
@@ -84,9 +87,8 @@ impl Rope {
             return (0.0, 1.0);
         };
         let dim = head_dim as f64;
-        let pair_with = |rotations: f64| {
-            dim * (original_max / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
-        };
+        let pair_with =
+            |rotations: f64| dim * (original_max / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
         let (mut low, mut high) = (pair_with(beta_fast), pair_with(beta_slow));
         if truncate {
             (low, high) = (low.floor(), high.ceil());
@@ -103,14 +105,19 @@ impl Rope {
         }
     }
 
-    /// Fills `cos` and `sin`, each `[rows, head_dim / 2]`, for positions `start..start + rows`. Angles are formed
-    /// in f64 and only the results are rounded: at a million positions an f32 angle is wrong by whole degrees.
+    /// Fills `cos` and `sin`, each `[rows, head_dim / 2]`, for positions `start..start + rows`. Angles are
+    /// formed in f64 and only the results are rounded: at a million positions an f32 angle is wrong by whole
+    /// degrees.
     ///
     /// # Panics
     /// When a table's length is not `rows * head_dim / 2`.
     pub fn table(&self, head_dim: usize, start: u64, rows: usize, cos: &mut [f32], sin: &mut [f32]) {
         let half = head_dim / 2;
-        assert_eq!((cos.len(), sin.len()), (rows * half, rows * half), "rope tables hold rows * head_dim / 2");
+        assert_eq!(
+            (cos.len(), sin.len()),
+            (rows * half, rows * half),
+            "rope tables hold rows * head_dim / 2"
+        );
         let inv_freq = self.inv_freq(head_dim);
         let scale = self.attention_factor();
         for row in 0..rows {

@@ -3,7 +3,8 @@ use super::*;
 const PAIRS: [usize; 10] = [0, 1, 16, 24, 28, 31, 32, 40, 48, 63];
 
 /// Frequencies of transformers 5.23 (f32, nine digits), made by
-/// `ROPE_INIT_FUNCTIONS[kind](LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters=...), "cpu")`.
+/// `ROPE_INIT_FUNCTIONS[kind](LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters=...),
+/// "cpu")`.
 fn agrees(rope: &Rope, expected: [f64; 10], attention_factor: f64) {
     let inv_freq = rope.inv_freq(128);
     assert_eq!(inv_freq.len(), 64);
@@ -34,7 +35,9 @@ fn every_scaled_kind_agrees_with_transformers() {
         2.500000000e-01, 2.164910883e-01, 2.500000037e-02, 7.905694656e-03, 4.445698578e-03,
         2.886954928e-03, 2.499999944e-03, 7.905694656e-04, 2.500000119e-04, 2.886954826e-05,
     ], 1.0);
-    let llama3 = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max: 8192.0 };
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max: 8192.0,
+    };
     agrees(&Rope { theta: 5e5, scaling: llama3 }, [
         1.000000000e+00, 8.146172166e-01, 3.760603070e-02, 7.292665076e-03, 3.211446106e-03,
         8.567514597e-04, 5.248460220e-04, 3.428102355e-05, 6.647869668e-06, 3.068925878e-07,

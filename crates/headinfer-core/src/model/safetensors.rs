@@ -1,11 +1,13 @@
-//! The header of a safetensors file: where each tensor lies, checked so that no later slice can be out of range.
+//! The header of a safetensors file: where each tensor lies, checked so that no later slice can be out of
+//! range.
 //!
-//! Our own parser, for what the `safetensors` crate (0.8) lets through: it keeps the last of two tensors of one
-//! name, and its sum of offsets near 2^64 wraps, so that a view may start past the end of the file.
+//! Our own parser, for what the `safetensors` crate (0.8) lets through: it keeps the last of two tensors of
+//! one name, and its sum of offsets near 2^64 wraps, so that a view may start past the end of the file.
 //!
 //! Must not know models.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::fmt;
 
 use serde::Deserialize;
@@ -69,7 +71,9 @@ fn place(
             return Err(format!("has tensor `{name}` at bytes {begin}..{end} of {data_len}: truncated?"));
         }
         if begin < expected {
-            return Err(format!("has tensor `{name}` at byte {begin}, overlapping one that ends at {expected}"));
+            return Err(format!(
+                "has tensor `{name}` at byte {begin}, overlapping one that ends at {expected}"
+            ));
         }
         if begin > expected {
             return Err(format!("has a hole at bytes {expected}..{begin}, before tensor `{name}`"));
@@ -106,17 +110,19 @@ impl<'de> Deserialize<'de> for RawHeader {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut tensors = BTreeMap::new();
+                let mut tensors: BTreeMap<String, RawEntry> = BTreeMap::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         map.next_value::<IgnoredAny>()?;
-                    } else if tensors.contains_key(&name) {
-                        let name = super::error::printable(&name);
-                        return Err(A::Error::custom(format_args!("tensor `{name}` is there twice")));
-                    } else {
-                        let entry = map.next_value()?;
-                        tensors.insert(name, entry);
+                        continue;
                     }
+                    match tensors.entry(name) {
+                        Slot::Vacant(slot) => slot.insert(map.next_value()?),
+                        Slot::Occupied(slot) => {
+                            let name = super::error::printable(slot.key());
+                            return Err(A::Error::custom(format_args!("tensor `{name}` is there twice")));
+                        }
+                    };
                 }
                 Ok(RawHeader(tensors))
             }

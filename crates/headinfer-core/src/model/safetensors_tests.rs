@@ -24,7 +24,8 @@ fn a_sound_header_is_read() {
 
 #[test]
 fn files_of_the_reference_implementation_are_read() {
-    let view = |data| ::safetensors::tensor::TensorView::new(::safetensors::Dtype::F32, vec![2, 1], data).unwrap();
+    let view =
+        |data| ::safetensors::tensor::TensorView::new(::safetensors::Dtype::F32, vec![2, 1], data).unwrap();
     let bytes = ::safetensors::serialize([("a", view(&[1; 8])), ("b", view(&[2; 8]))], None).unwrap();
     let entries = parse_header(&bytes).unwrap();
     let b = &entries["b"];

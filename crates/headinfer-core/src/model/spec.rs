@@ -16,9 +16,9 @@ pub enum Architecture {
     Qwen3,
 }
 
-/// Shape and options of a decoder-only transformer with RMSNorm, rotary positions, grouped-query attention and
-/// a SwiGLU MLP. Every field has been checked: counts are positive, `q_heads` divides by `kv_heads`, `head_dim`
-/// is even.
+/// Shape and options of a decoder-only transformer with RMSNorm, rotary positions, grouped-query attention
+/// and a SwiGLU MLP. Every field has been checked: counts are positive, `q_heads` divides by `kv_heads`,
+/// `head_dim` is even.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
     /// For people: the folder, hub id or built-in name.

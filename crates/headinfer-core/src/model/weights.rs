@@ -74,18 +74,19 @@ pub(crate) fn is_aligned(bytes: &[u8], dtype: DType) -> bool {
 }
 
 impl Weights {
-    /// Maps `dir/model.safetensors`, or the shards that `dir/model.safetensors.index.json` names. Tensors that
-    /// the spec does not list are ignored, an output head beside tied embeddings among them.
+    /// Maps `dir/model.safetensors`, or the shards that `dir/model.safetensors.index.json` names. Tensors
+    /// that the spec does not list are ignored, an output head beside tied embeddings among them.
     ///
     /// # Errors
-    /// [`ModelError`] naming the file, and the tensor that is missing, has another shape, or a type other than
-    /// bf16, f16 and f32.
+    /// [`ModelError`] naming the file, and the tensor that is missing, has another shape, or a type other
+    /// than bf16, f16 and f32.
     pub fn load(dir: &Path, spec: &ModelSpec) -> Result<Weights, ModelError> {
         let (tensors, files) = weights_files::load(dir, spec)?;
         Ok(Weights { tensors, files, origin: dir.into(), tied: spec.tied })
     }
 
-    /// Takes generated tensors, little-endian. Each tensor of the spec must be there once with its exact size.
+    /// Takes generated tensors, little-endian. Each tensor of the spec must be there once with its exact
+    /// size.
     ///
     /// # Errors
     /// [`ModelError::Tensor`] naming the tensor that is missing, repeated, unknown or of another size.
@@ -109,7 +110,10 @@ impl Weights {
             let shape = *shapes.get(&id).ok_or_else(|| error(id, "is not part of the model"))?;
             let (have, want) = (data.bytes(&[]).len(), shape[0] * shape[1] * dtype.bytes());
             if have != want {
-                return Err(error(id, &format!("has {have} bytes, {shape:?} of {} has {want}", dtype.name())));
+                return Err(error(
+                    id,
+                    &format!("has {have} bytes, {shape:?} of {} has {want}", dtype.name()),
+                ));
             }
             if tensors.insert(id, Stored { dtype, shape, data }).is_some() {
                 return Err(error(id, "is there twice"));
@@ -121,7 +125,8 @@ impl Weights {
         }
     }
 
-    /// The tensor `id` of the spec these weights were made for. The output head of a tied model is its embedding.
+    /// The tensor `id` of the spec these weights were made for. The output head of a tied model is its
+    /// embedding.
     ///
     /// # Panics
     /// When the spec does not list `id`.
@@ -185,7 +190,8 @@ const CHECK_CHUNK: usize = 1 << 18;
 fn first_non_finite(view: TensorView<'_>) -> Option<usize> {
     fn first<T: Copy + Sync>(all: &[T], bad: impl Fn(T) -> bool + Sync) -> Option<usize> {
         all.par_chunks(CHECK_CHUNK).enumerate().find_map_first(|(chunk, values)| {
-            // One flag over the chunk keeps the loop free of branches; the index is sought only when it is set.
+            // One flag over the chunk keeps the loop free of branches; the index is sought only when it is
+            // set.
             let any = values.iter().fold(false, |any, &v| any | bad(v));
             let within = || values.iter().position(|&v| bad(v));
             if any { within().map(|i| chunk * CHECK_CHUNK + i) } else { None }
@@ -195,9 +201,7 @@ fn first_non_finite(view: TensorView<'_>) -> Option<usize> {
     match view.dtype {
         DType::Bf16 => first(halves(), |v| v & 0x7f80 == 0x7f80),
         DType::F16 => first(halves(), |v| v & 0x7c00 == 0x7c00),
-        DType::F32 => {
-            first(bytemuck::cast_slice::<u8, u32>(view.bytes), |v| v & 0x7f80_0000 == 0x7f80_0000)
-        }
+        DType::F32 => first(bytemuck::cast_slice::<u8, u32>(view.bytes), |v| v & 0x7f80_0000 == 0x7f80_0000),
     }
 }
 

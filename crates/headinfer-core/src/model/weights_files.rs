@@ -49,8 +49,8 @@ pub(crate) fn load(dir: &Path, spec: &ModelSpec) -> Result<Loaded, ModelError> {
     Ok((tensors, shards.into_iter().map(|s| s.map).collect()))
 }
 
-/// All files that hold wanted tensors, at least one, and the number of the file of each wanted tensor (0 for a
-/// single file).
+/// All files that hold wanted tensors, at least one, and the number of the file of each wanted tensor (0 for
+/// a single file).
 fn open_shards<'a>(
     dir: &Path,
     wanted: impl Iterator<Item = &'a str>,
@@ -95,7 +95,8 @@ fn refuse_disagreement(
             if shard.entries.contains_key(*name) == (i == number) {
                 continue;
             }
-            let how = if i == number { "is not in this file, though the index says so" } else { "is also here" };
+            let how =
+                if i == number { "is not in this file, though the index says so" } else { "is also here" };
             let problem = format!("{how} ({})", index_path.display());
             return Err(ModelError::tensor(&shard.path, name, problem));
         }

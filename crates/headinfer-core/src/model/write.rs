@@ -16,8 +16,8 @@ use crate::model::weights::Weights;
 use crate::model::weights_files::{SINGLE_FILE, is_plain_name};
 
 /// Writes `config.json`, `model.safetensors` and `extra_files` (name, content) to `dir`, which is made when
-/// absent. Everything is written under temporary names and renamed at the end: after an error no part is left.
-/// Tensors go straight from where they are to the file.
+/// absent. Everything is written under temporary names and renamed at the end: after an error no part is
+/// left. Tensors go straight from where they are to the file.
 ///
 /// # Errors
 /// [`ModelError::Write`] naming the file; [`ModelError::File`] when the spec has options that its family's
@@ -190,16 +190,18 @@ fn rope_json(rope: &Rope) -> Value {
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": positions(original_max),
         }),
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max, attention_factor, truncate } => json!({
-            "rope_type": "yarn",
-            "rope_theta": theta,
-            "factor": factor,
-            "beta_fast": beta_fast,
-            "beta_slow": beta_slow,
-            "original_max_position_embeddings": positions(original_max),
-            "attention_factor": attention_factor,
-            "truncate": truncate,
-        }),
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max, attention_factor, truncate } => {
+            json!({
+                "rope_type": "yarn",
+                "rope_theta": theta,
+                "factor": factor,
+                "beta_fast": beta_fast,
+                "beta_slow": beta_slow,
+                "original_max_position_embeddings": positions(original_max),
+                "attention_factor": attention_factor,
+                "truncate": truncate,
+            })
+        }
     }
 }
 
