@@ -149,11 +149,12 @@ fn character(text: &[u8]) -> Option<usize> {
     if text.get(1) == Some(&b'\\') {
         return Some(1 + past(&text[1..], b"'", true));
     }
-    let width = std::str::from_utf8(&text[1..text.len().min(5)])
-        .map_or_else(|e| std::str::from_utf8(&text[1..1 + e.valid_up_to()]).unwrap_or_default(), |s| s)
-        .chars()
-        .next()?
-        .len_utf8();
+    let width = match text.get(1)? {
+        0..0xc0 => 1,
+        0xc0..0xe0 => 2,
+        0xe0..0xf0 => 3,
+        _ => 4,
+    };
     (text.get(1 + width) == Some(&b'\'')).then_some(width + 2)
 }
 
