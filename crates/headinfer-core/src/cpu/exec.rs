@@ -196,7 +196,15 @@ impl Run<'_> {
         for (start, from, to) in pieces {
             let kv = |h: usize| (self.g.read::<u16>(Role::Key, h), self.g.read::<u16>(Role::Value, h));
             let q = |h: usize| self.g.read::<f32>(Role::Query, h);
-            self.attend_piece(layer, heads.len(), (start, from, to), &q, &kv, &mut state, partials.as_deref_mut());
+            self.attend_piece(
+                layer,
+                heads.len(),
+                (start, from, to),
+                &q,
+                &kv,
+                &mut state,
+                partials.as_deref_mut(),
+            );
         }
         if last {
             self.finish(heads, &state);
@@ -231,7 +239,8 @@ impl Run<'_> {
         for (i, tile) in self.x.plan.visible_tiles(self.step, layer).enumerate() {
             let rows = self.x.plan.tile_rows(self.step, tile);
             let at = |h: usize| i * heads.len() + h;
-            let kv = |h: usize| (self.g.read::<u16>(Role::Key, at(h)), self.g.read::<u16>(Role::Value, at(h)));
+            let kv =
+                |h: usize| (self.g.read::<u16>(Role::Key, at(h)), self.g.read::<u16>(Role::Value, at(h)));
             let q = |h: usize| self.g.read::<f32>(Role::HostQuery, h);
             let piece = (tile * size, 0, rows);
             self.attend_piece(layer, heads.len(), piece, &q, &kv, &mut state, Some(partials));
@@ -283,8 +292,11 @@ impl Run<'_> {
     }
 
     fn merge(&self) {
-        let pairs =
-            [(Role::FromMax, Role::StateMax), (Role::FromSum, Role::StateSum), (Role::FromAcc, Role::StateAcc)];
+        let pairs = [
+            (Role::FromMax, Role::StateMax),
+            (Role::FromSum, Role::StateSum),
+            (Role::FromAcc, Role::StateAcc),
+        ];
         for (from, to) in pairs {
             self.g.write::<f32>(to, 0).copy_from_slice(self.g.read::<f32>(from, 0));
         }

@@ -39,7 +39,13 @@ fn run_threads(schedule: &Schedule, execute: &(dyn Fn(&Command) + Sync)) -> Vec<
             events.wait(command);
             let begun = start.elapsed();
             execute(command);
-            timed.push(Timed { command: index, lane, name: command.op.name(), start: begun, end: start.elapsed() });
+            timed.push(Timed {
+                command: index,
+                lane,
+                name: command.op.name(),
+                start: begun,
+                end: start.elapsed(),
+            });
             events.signal(command);
         }
         std::mem::forget(alarm);

@@ -72,8 +72,11 @@ impl Cpu {
     pub fn open(plan: Arc<Plan>, weights: Arc<Weights>, options: &CpuOptions) -> Result<Self, OpenError> {
         let arena = |memory, name| {
             let bytes = plan.layout().bytes(memory);
-            Arena::new(bytes, options.poison)
-                .map_err(|source| OpenError::Memory { memory: name, bytes, source })
+            Arena::new(bytes, options.poison).map_err(|source| OpenError::Memory {
+                memory: name,
+                bytes,
+                source,
+            })
         };
         let memories = Memories::new(arena(Memory::Device, "device")?, arena(Memory::Host, "host")?);
         let stats = Stats {

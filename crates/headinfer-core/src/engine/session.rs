@@ -16,7 +16,9 @@ pub enum EngineError {
     #[error("the prompt is empty: give at least one token")]
     Empty,
     /// The cache is full.
-    #[error("{need} tokens do not fit into a context of {context}: give --context {need} or a shorter prompt")]
+    #[error(
+        "{need} tokens do not fit into a context of {context}: give --context {need} or a shorter prompt"
+    )]
     ContextFull {
         /// Tokens the request needs in all.
         need: usize,

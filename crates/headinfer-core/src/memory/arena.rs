@@ -36,7 +36,11 @@ impl Arena {
     /// The operating system's, when it refuses the mapping.
     pub fn new(bytes: u64, poison: bool) -> io::Result<Self> {
         if bytes == 0 {
-            return Ok(Self { base: std::ptr::NonNull::<u64>::dangling().as_ptr().cast(), bytes, _map: None });
+            return Ok(Self {
+                base: std::ptr::NonNull::<u64>::dangling().as_ptr().cast(),
+                bytes,
+                _map: None,
+            });
         }
         let mut map = MmapMut::map_anon(bytes as usize)?;
         // Large pages halve the cost of streaming gigabytes; a refusal only costs speed.
@@ -105,11 +109,7 @@ impl Memories {
                 assert!(!twice, "an operand overlaps a written one: {operand:?}");
             }
         }
-        held.extend(list.iter().map(|o| Held {
-            grant: id,
-            span: o.span,
-            write: o.access == Access::Write,
-        }));
+        held.extend(list.iter().map(|o| Held { grant: id, span: o.span, write: o.access == Access::Write }));
         drop(held);
         let taken = list.iter().map(|_| AtomicBool::new(false)).collect();
         Grant { memories: self, id, operands, taken }

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Plan;
 use super::layout::{DECODE_ROWS, WeightPlace};
 use super::op::{Heads, Lane, Op, Part, Step};
 use super::operands::{Access, Role};
-use super::Plan;
 use crate::model::spec::ModelSpec;
 
 /// Rates of a machine: measured by `doctor`, or stated defaults.
@@ -189,7 +189,8 @@ impl Plan {
             let own = pairs(spec, step, layer, step.past..step.past + step.rows);
             let seen = pairs(spec, step, layer, 0..step.past);
             total += attention(spec, all, own);
-            total.attention_flop += attention(spec, all, seen).attention_flop * (1.0 - by_cpu / spec.kv_heads as f64);
+            total.attention_flop +=
+                attention(spec, all, seen).attention_flop * (1.0 - by_cpu / spec.kv_heads as f64);
             total.out_bytes += on_host * step.rows as f64 * row;
             total.in_bytes += (on_host - by_cpu) * past as f64 * row;
             total.host_bytes += by_cpu * past as f64 * row;
@@ -225,7 +226,8 @@ impl Plan {
 
     fn bytes_of(&self, step: &Step, op: &Op, roles: &[Role]) -> f64 {
         let operands = self.operands(step, op);
-        let counted = operands.as_slice().iter().filter(|o| roles.contains(&o.role) && o.access == Access::Read);
+        let counted =
+            operands.as_slice().iter().filter(|o| roles.contains(&o.role) && o.access == Access::Read);
         counted.map(|o| o.span.bytes as f64).sum()
     }
 }

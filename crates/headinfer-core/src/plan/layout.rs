@@ -266,7 +266,8 @@ impl Layout {
     }
 
     fn place_heads(&mut self, spec: &ModelSpec) {
-        self.host_attended = spread(self.knobs.host_heads, spec.layers).windows(2).map(|w| w[1] - w[0]).collect();
+        self.host_attended =
+            spread(self.knobs.host_heads, spec.layers).windows(2).map(|w| w[1] - w[0]).collect();
         self.host_before = vec![0];
         for layer in 0..spec.layers {
             let resident = self.resident(layer).len();

@@ -7,7 +7,6 @@ use super::layout::{DECODE_ROWS, Place, RegionId, Span, WeightPlace};
 use super::op::{Heads, Op, Part, Step};
 use super::{Layout, Plan};
 
-
 /// How a range is used. A range that is updated in place is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -165,7 +164,13 @@ impl Plan {
             Op::Attend { layer, heads, part, last, .. } => at.attend(&mut o, layer, heads, part, last),
             Op::AttendHost { layer, heads } => at.attend_host(&mut o, layer, heads),
             Op::Merge { layer, heads } => {
-                at.host_state(&mut o, layer, heads, [Role::FromMax, Role::FromSum, Role::FromAcc], Access::Read);
+                at.host_state(
+                    &mut o,
+                    layer,
+                    heads,
+                    [Role::FromMax, Role::FromSum, Role::FromAcc],
+                    Access::Read,
+                );
                 at.state(&mut o, heads);
             }
             Op::OutProject { layer } => {
@@ -438,4 +443,3 @@ impl Addresses<'_> {
         o.write(Role::Partials, self.layout.span(RegionId::HostScratch, 0, bytes));
     }
 }
-

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::layout::{Memory, WeightPlace};
 use super::Plan;
+use super::layout::{Memory, WeightPlace};
 use crate::units::Bytes;
 
 /// What `headinfer plan --json` prints.
@@ -165,7 +165,9 @@ impl PlanReport {
             let (tile, group, slots) = (kv.tile_tokens, kv.heads_per_group, kv.ring_slots);
             line(
                 &mut out,
-                format_args!("  the rest streams in tiles of {tile} tokens, {group} head(s) a group, {slots} slots"),
+                format_args!(
+                    "  the rest streams in tiles of {tile} tokens, {group} head(s) a group, {slots} slots"
+                ),
             );
         }
         let (chunk, floor) = (self.prefill.chunk, self.prefill.floor_s);

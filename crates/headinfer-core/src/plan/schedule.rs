@@ -3,9 +3,9 @@
 //! The list is in a legal order of execution: a command's waits are signalled by earlier commands. The In lane
 //! runs ahead of the arithmetic by as many tiles as the ring has slots.
 
+use super::Plan;
 use super::layout::{DECODE_ROWS, WeightPlace};
 use super::op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step};
-use super::Plan;
 
 /// Commands of one step in a legal order.
 #[derive(Clone, Debug)]

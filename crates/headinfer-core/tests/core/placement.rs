@@ -116,7 +116,8 @@ fn placement_never_changes_the_answer() {
 fn chunks_change_the_answer_by_rounding_only() {
     for case in cases() {
         let run = |chunk| {
-            let case = Case { chunk, spec: case.spec.clone(), weights: case.weights.clone(), ids: Vec::new() };
+            let case =
+                Case { chunk, spec: case.spec.clone(), weights: case.weights.clone(), ids: Vec::new() };
             open(&case.spec, &case.weights, &bounded(&case, Overrides::default()), &CpuOptions::default())
         };
         let whole = logits(&mut run(CONTEXT), &case.ids, 5);
@@ -170,5 +171,7 @@ fn a_run_never_differs_where_no_hazard_was_flagged() {
         }
     }
     assert!(broken > 20, "only {broken} runs of flagged schedules differed: the test sees nothing");
-    eprintln!("{broken} runs of flagged schedules differed; {unflagged} removed waits were implied by others");
+    eprintln!(
+        "{broken} runs of flagged schedules differed; {unflagged} removed waits were implied by others"
+    );
 }

@@ -3,8 +3,8 @@
 use headinfer_core::plan::hazard::{self, Hazard, Order};
 use headinfer_core::plan::paper::PaperLayout;
 use headinfer_core::plan::{
-    Cost, DeviceKind, Event, Lane, Memory, Op, Overrides, PlacementMode, Plan, PlanError, Request, Schedule, Step,
-    WeightsMode,
+    Cost, DeviceKind, Event, Lane, Memory, Op, Overrides, PlacementMode, Plan, PlanError, Request, Schedule,
+    Step, WeightsMode,
 };
 use headinfer_core::units::GIB;
 
@@ -63,7 +63,11 @@ fn removing_any_wait_is_flagged_or_proven_implied() {
             if hazards.is_empty() {
                 let signaller = signaller(&schedule, wait);
                 let order = Order::of(&mutant).unwrap();
-                assert!(order.before(signaller, command), "a wait orders nothing: {:?}", schedule.commands[command]);
+                assert!(
+                    order.before(signaller, command),
+                    "a wait orders nothing: {:?}",
+                    schedule.commands[command]
+                );
             } else {
                 flagged += 1;
             }
@@ -166,13 +170,16 @@ fn kv_on_the_device_does_not_grow_with_the_context() {
 #[test]
 fn what_does_not_fit_says_what_would() {
     let spec = llama_3_8b();
-    let small = Request { device_budget: 2 * GIB, host_budget: 32 * GIB, ..request(DeviceKind::Cuda, 1 << 20) };
-    let Err(PlanError::DoesNotFit { memory, need, have, hint, longest, .. }) = Plan::new(&spec, &small) else {
+    let small =
+        Request { device_budget: 2 * GIB, host_budget: 32 * GIB, ..request(DeviceKind::Cuda, 1 << 20) };
+    let Err(PlanError::DoesNotFit { memory, need, have, hint, longest, .. }) = Plan::new(&spec, &small)
+    else {
         panic!("a million tokens cannot fit into 32 GiB");
     };
     assert!(need > have, "{memory}: {need} <= {have}");
     assert!(hint.contains("--context") || longest == 0, "{hint}");
-    let big = Request { device_budget: 24 * GIB, host_budget: 32 * GIB, ..request(DeviceKind::Cuda, 1 << 20) };
+    let big =
+        Request { device_budget: 24 * GIB, host_budget: 32 * GIB, ..request(DeviceKind::Cuda, 1 << 20) };
     let Err(PlanError::DoesNotFit { longest, .. }) = Plan::new(&spec, &big) else {
         panic!("128 GiB of KV cannot fit into 32 GiB");
     };
@@ -200,7 +207,8 @@ fn a_bigger_budget_never_fits_less() {
 #[test]
 fn a_short_context_is_all_resident_and_fetches_nothing() {
     let spec = llama_3_8b();
-    let plan = Plan::new(&spec, &Request { device_budget: 24 * GIB, ..request(DeviceKind::Cuda, 8192) }).unwrap();
+    let plan =
+        Plan::new(&spec, &Request { device_budget: 24 * GIB, ..request(DeviceKind::Cuda, 8192) }).unwrap();
     let schedule = plan.schedule(Step { past: 8000, rows: 1, logit_rows: 1 });
     assert!(schedule.commands.iter().all(|c| c.lane == Lane::Compute), "a resident plan moves nothing");
     let attends = schedule.commands.iter().filter(|c| matches!(c.op, Op::Attend { .. })).count();

@@ -41,7 +41,12 @@ impl Backend for Checked {
 }
 
 /// A session whose schedules are all checked, on memory that starts as NaN.
-pub(crate) fn open(spec: &ModelSpec, weights: &Arc<Weights>, request: &Request, options: &CpuOptions) -> Session {
+pub(crate) fn open(
+    spec: &ModelSpec,
+    weights: &Arc<Weights>,
+    request: &Request,
+    options: &CpuOptions,
+) -> Session {
     let plan = Arc::new(Plan::new(spec, request).expect("the plan fits"));
     let options = CpuOptions { poison: true, ..options.clone() };
     let inner = Cpu::open(plan.clone(), weights.clone(), &options).expect("the backend opens");

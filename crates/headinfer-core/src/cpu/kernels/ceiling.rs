@@ -1,0 +1,92 @@
+//! What this machine can do: the figures that measurements are held against.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::Isa;
+use super::simd::{Kernel, Simd, dispatch};
+
+/// f32 multiply-adds per second, counted as two operations each, of all threads of the current pool.
+pub fn fma_flops(isa: Isa) -> f64 {
+    const ROUNDS: usize = 2_000_000;
+    let threads = rayon::current_num_threads();
+    let run = || {
+        let begun = Instant::now();
+        let flop: f64 = (0..threads).into_par_iter().map(|_| dispatch(isa, Fma { rounds: ROUNDS })).sum();
+        flop / begun.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| run()).fold(0.0, f64::max)
+}
+
+struct Fma {
+    rounds: usize,
+}
+
+impl Kernel for Fma {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f64 {
+        // Enough chains to cover the latency of two units.
+        const CHAINS: usize = 12;
+        let (a, b) = (S::splat(black_box(0.999)), S::splat(black_box(0.001)));
+        let mut sums = [S::splat(black_box(1.0)); CHAINS];
+        for _ in 0..self.rounds {
+            for sum in &mut sums {
+                *sum = S::fma(*sum, a, b);
+            }
+        }
+        let mut total = S::splat(0.0);
+        for sum in sums {
+            total = S::add(total, sum);
+        }
+        black_box(S::reduce_add(total));
+        (2 * self.rounds * CHAINS * S::LANES) as f64
+    }
+}
+
+/// Bytes per second that all threads of the current pool read from `memory`, which should be larger than the
+/// caches.
+pub fn read_bytes_s(isa: Isa, memory: &[f32]) -> f64 {
+    let piece = (memory.len() / (8 * rayon::current_num_threads())).next_multiple_of(64).max(64);
+    let run = || {
+        let begun = Instant::now();
+        let sum: f32 = memory.par_chunks(piece).map(|piece| dispatch(isa, Sum { piece })).sum();
+        black_box(sum);
+        size_of_val(memory) as f64 / begun.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| run()).fold(0.0, f64::max)
+}
+
+struct Sum<'a> {
+    piece: &'a [f32],
+}
+
+impl Kernel for Sum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f32 {
+        let mut sums = [S::splat(0.0); 4];
+        for chunk in self.piece.chunks_exact(4 * S::LANES) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = S::add(*sum, S::load(&chunk[i * S::LANES..]));
+            }
+        }
+        S::reduce_add(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
+    }
+}
+
+/// Bytes per second of one thread copying memory, reads and writes counted once.
+pub fn copy_bytes_s(memory: &mut [f32]) -> f64 {
+    let (from, to) = memory.split_at_mut(memory.len() / 2);
+    let bytes = (size_of_val(from)) as f64;
+    let mut run = || {
+        let begun = Instant::now();
+        to[..from.len()].copy_from_slice(from);
+        bytes / begun.elapsed().as_secs_f64()
+    };
+    (0..3).map(|_| run()).fold(0.0, f64::max)
+}

@@ -1,0 +1,342 @@
+//! A vector of f32 on each instruction set, and how to run a kernel compiled for one.
+#![allow(unsafe_code)] // intrinsics; every slice access is checked before the pointer is taken
+
+use super::Isa;
+
+/// Vector operations that kernels are written in. All methods of an x86 type must only run where the CPU has its
+/// features: [`dispatch`] is the one door.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// f32 elements of a vector, a divisor of 64.
+    const LANES: usize;
+    /// Vectors that the accumulators of a matrix tile span: with 6 rows, what the register file holds.
+    const TILE: usize;
+    type V: Copy;
+
+    fn splat(x: f32) -> Self::V;
+    fn load(from: &[f32]) -> Self::V;
+    fn store(v: Self::V, to: &mut [f32]);
+    fn add(a: Self::V, b: Self::V) -> Self::V;
+    fn sub(a: Self::V, b: Self::V) -> Self::V;
+    fn mul(a: Self::V, b: Self::V) -> Self::V;
+    fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// a · b + c, rounded once.
+    fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Sum over the lanes, in an order fixed per instruction set.
+    fn reduce_add(v: Self::V) -> f32;
+    fn reduce_max(v: Self::V) -> f32;
+    /// 2 · LANES bf16 values as (even elements, odd elements): one operation a vector and no shuffle.
+    fn load_bf16(from: &[u16]) -> (Self::V, Self::V);
+    /// 2 · LANES f16 values as (first half, second half).
+    fn load_f16(from: &[u16]) -> (Self::V, Self::V);
+    /// round(x) as a vector and 2^round(x), for x in [-126, 127].
+    fn round_exp2(x: Self::V) -> (Self::V, Self::V);
+    /// Asks for the cache line at `from`.
+    fn prefetch(from: *const u16);
+
+    /// e^x for x <= 0, relative error below 2e-7; 0 below -87 (and for -inf); 1 at 0 exactly.
+    #[inline(always)]
+    fn exp(x: Self::V) -> Self::V {
+        let x = Self::max(x, Self::splat(-100.0));
+        let clamped = Self::max(x, Self::splat(-87.0));
+        let (n, power) = Self::round_exp2(Self::mul(clamped, Self::splat(std::f32::consts::LOG2_E)));
+        // ln 2 in two parts, the first exact in few bits, so that the reduction is.
+        let r = Self::fma(n, Self::splat(-0.693_359_4), clamped);
+        let r = Self::fma(n, Self::splat(2.121_944_4e-4), r);
+        let mut p = Self::splat(1.0 / 5040.0);
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = Self::fma(p, r, Self::splat(c));
+        }
+        Self::zero_below(x, -87.0, Self::mul(p, power))
+    }
+
+    /// `v` where x >= limit, else 0.
+    fn zero_below(x: Self::V, limit: f32, v: Self::V) -> Self::V;
+}
+
+/// A computation generic over the instruction set.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// Runs `kernel` compiled for `isa`.
+#[inline]
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa {
+        Isa::Portable => kernel.run::<Portable>(),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` other than Portable is only made by `Isa::available`, which saw the features.
+        Isa::Avx2 => unsafe { x86::run_avx2(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512 => unsafe { x86::run_avx512(kernel) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::Avx512 => kernel.run::<Portable>(),
+    }
+}
+
+/// Eight lanes in plain Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Simd for Portable {
+    const LANES: usize = 8;
+    const TILE: usize = 1;
+    type V = [f32; 8];
+
+    #[inline(always)]
+    fn splat(x: f32) -> [f32; 8] {
+        [x; 8]
+    }
+    #[inline(always)]
+    fn load(from: &[f32]) -> [f32; 8] {
+        std::array::from_fn(|i| from[i])
+    }
+    #[inline(always)]
+    fn store(v: [f32; 8], to: &mut [f32]) {
+        to[..8].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn add(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn mul(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn max(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i].max(b[i]))
+    }
+    /// Rounded twice: without the instruction a true fma is a library call per element.
+    #[inline(always)]
+    fn fma(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn reduce_add(v: [f32; 8]) -> f32 {
+        ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+    }
+    #[inline(always)]
+    fn reduce_max(v: [f32; 8]) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    fn load_bf16(from: &[u16]) -> ([f32; 8], [f32; 8]) {
+        let at = |i: usize| f32::from_bits(u32::from(from[i]) << 16);
+        (std::array::from_fn(|i| at(2 * i)), std::array::from_fn(|i| at(2 * i + 1)))
+    }
+    #[inline(always)]
+    fn load_f16(from: &[u16]) -> ([f32; 8], [f32; 8]) {
+        let at = |i: usize| half::f16::from_bits(from[i]).to_f32();
+        (std::array::from_fn(at), std::array::from_fn(|i| at(i + 8)))
+    }
+    #[inline(always)]
+    fn round_exp2(x: [f32; 8]) -> ([f32; 8], [f32; 8]) {
+        let n: [f32; 8] = std::array::from_fn(|i| x[i].round_ties_even());
+        (n, std::array::from_fn(|i| f32::from_bits(((n[i] as i32 + 127) as u32) << 23)))
+    }
+    #[inline(always)]
+    fn prefetch(_from: *const u16) {}
+    #[inline(always)]
+    fn zero_below(x: [f32; 8], limit: f32, v: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| if x[i] >= limit { v[i] } else { 0.0 })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Kernel, Simd};
+
+    /// # Safety
+    /// The CPU must have AVX2, FMA and F16C.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Avx2>()
+    }
+
+    /// # Safety
+    /// The CPU must have AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Avx512>()
+    }
+
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2;
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512;
+
+    // SAFETY (all blocks of both impls): the features are there, see `dispatch`; `[..N]` checks the length.
+    #[allow(clippy::undocumented_unsafe_blocks)] // stated once, above, for forty one-line intrinsics
+    impl Simd for Avx2 {
+        const LANES: usize = 8;
+        const TILE: usize = 2;
+        type V = __m256;
+
+        #[inline(always)]
+        fn splat(x: f32) -> __m256 {
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        fn load(from: &[f32]) -> __m256 {
+            unsafe { _mm256_loadu_ps(from[..8].as_ptr()) }
+        }
+        #[inline(always)]
+        fn store(v: __m256, to: &mut [f32]) {
+            unsafe { _mm256_storeu_ps(to[..8].as_mut_ptr(), v) }
+        }
+        #[inline(always)]
+        fn add(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sub(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        fn max(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_max_ps(a, b) }
+        }
+        #[inline(always)]
+        fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn reduce_add(v: __m256) -> f32 {
+            unsafe {
+                let h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+                let h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+                _mm_cvtss_f32(_mm_add_ss(h, _mm_shuffle_ps(h, h, 1)))
+            }
+        }
+        #[inline(always)]
+        fn reduce_max(v: __m256) -> f32 {
+            unsafe {
+                let h = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+                let h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+                _mm_cvtss_f32(_mm_max_ss(h, _mm_shuffle_ps(h, h, 1)))
+            }
+        }
+        #[inline(always)]
+        fn load_bf16(from: &[u16]) -> (__m256, __m256) {
+            unsafe {
+                let pairs = _mm256_loadu_si256(from[..16].as_ptr().cast());
+                let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+                (_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), _mm256_castsi256_ps(odd))
+            }
+        }
+        #[inline(always)]
+        fn load_f16(from: &[u16]) -> (__m256, __m256) {
+            unsafe {
+                let at = |i: usize| _mm256_cvtph_ps(_mm_loadu_si128(from[i..i + 8].as_ptr().cast()));
+                (at(0), at(8))
+            }
+        }
+        #[inline(always)]
+        fn round_exp2(x: __m256) -> (__m256, __m256) {
+            unsafe {
+                let n = _mm256_cvtps_epi32(x);
+                let power = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23);
+                (_mm256_cvtepi32_ps(n), _mm256_castsi256_ps(power))
+            }
+        }
+        #[inline(always)]
+        fn prefetch(from: *const u16) {
+            unsafe { _mm_prefetch(from.cast(), _MM_HINT_T0) }
+        }
+        #[inline(always)]
+        fn zero_below(x: __m256, limit: f32, v: __m256) -> __m256 {
+            unsafe { _mm256_and_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GE_OQ), v) }
+        }
+    }
+
+    #[allow(clippy::undocumented_unsafe_blocks)] // stated once, above
+    impl Simd for Avx512 {
+        const LANES: usize = 16;
+        const TILE: usize = 4;
+        type V = __m512;
+
+        #[inline(always)]
+        fn splat(x: f32) -> __m512 {
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        fn load(from: &[f32]) -> __m512 {
+            unsafe { _mm512_loadu_ps(from[..16].as_ptr()) }
+        }
+        #[inline(always)]
+        fn store(v: __m512, to: &mut [f32]) {
+            unsafe { _mm512_storeu_ps(to[..16].as_mut_ptr(), v) }
+        }
+        #[inline(always)]
+        fn add(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sub(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        fn max(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn reduce_add(v: __m512) -> f32 {
+            unsafe { _mm512_reduce_add_ps(v) }
+        }
+        #[inline(always)]
+        fn reduce_max(v: __m512) -> f32 {
+            unsafe { _mm512_reduce_max_ps(v) }
+        }
+        #[inline(always)]
+        fn load_bf16(from: &[u16]) -> (__m512, __m512) {
+            unsafe {
+                let pairs = _mm512_loadu_si512(from[..32].as_ptr().cast());
+                let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+                (_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), _mm512_castsi512_ps(odd))
+            }
+        }
+        #[inline(always)]
+        fn load_f16(from: &[u16]) -> (__m512, __m512) {
+            unsafe {
+                let at = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(from[i..i + 16].as_ptr().cast()));
+                (at(0), at(16))
+            }
+        }
+        #[inline(always)]
+        fn round_exp2(x: __m512) -> (__m512, __m512) {
+            unsafe {
+                let n = _mm512_cvtps_epi32(x);
+                let power = _mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23);
+                (_mm512_cvtepi32_ps(n), _mm512_castsi512_ps(power))
+            }
+        }
+        #[inline(always)]
+        fn prefetch(from: *const u16) {
+            unsafe { _mm_prefetch(from.cast(), _MM_HINT_T0) }
+        }
+        #[inline(always)]
+        fn zero_below(x: __m512, limit: f32, v: __m512) -> __m512 {
+            unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), v) }
+        }
+    }
+}
