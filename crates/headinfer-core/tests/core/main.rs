@@ -1,10 +1,10 @@
 //! Integration tests of the core: one binary.
 #![allow(missing_docs)] // tests speak by their names
 
-//mod engine;
+mod engine;
 //mod golden;
 mod placement;
 mod plan;
 mod run;
 mod support;
-//mod trained;
+mod trained;
