@@ -44,7 +44,8 @@ fn progress_is_exact_and_ends_at_the_total() {
 #[test]
 fn a_cancelled_prefill_keeps_what_it_finished() {
     let (mut cancelled, mut whole) = (session(200), session(200));
-    let stop = &mut |p: Progress| if p.done >= 64 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let stop =
+        &mut |p: Progress| if p.done >= 64 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let Err(EngineError::Cancelled { done: 64, total: 100 }) = cancelled.prefill(&ids(100), stop) else {
         panic!("not cancelled after two chunks");
     };
@@ -82,7 +83,7 @@ fn what_cannot_be_computed_is_refused_and_changes_nothing() {
 fn generation_stops_where_it_should() {
     let mut session = session(120);
     let logits = logits(&mut session, &ids(50), 1);
-    let mut sampler = || Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, 97);
+    let sampler = || Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, 97);
     let mut made = Vec::new();
     let mut limits = Limits { max_tokens: 8, stop_tokens: Vec::new() };
     let mut keep = |t| {

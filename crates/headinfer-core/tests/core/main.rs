@@ -2,7 +2,7 @@
 #![allow(missing_docs)] // tests speak by their names
 
 mod engine;
-//mod golden;
+mod golden;
 mod placement;
 mod plan;
 mod run;
