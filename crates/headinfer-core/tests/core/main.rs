@@ -3,8 +3,12 @@
 
 mod engine;
 mod golden;
+//mod golden;
+mod niah;
 mod placement;
 mod plan;
+mod retrieval;
+mod rounded;
 mod run;
 mod support;
 mod trained;
