@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Exit, Failure};
+use crate::output;
 
 /// Work that asks [`requested`] is running.
 static COOPERATIVE: AtomicBool = AtomicBool::new(false);
@@ -17,6 +18,7 @@ pub(crate) fn install() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         let first = !REQUESTED.swap(true, Ordering::SeqCst);
         if !(first && COOPERATIVE.load(Ordering::SeqCst)) {
+            output::discard_unfinished();
             std::process::exit(Exit::Interrupted as i32);
         }
     })?;

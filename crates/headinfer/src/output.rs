@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -11,6 +12,9 @@ use serde::Serialize;
 use crate::error::{Exit, Failure};
 
 static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Folders where files with temporary names may lie.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Drops remarks from here on.
 pub(crate) fn be_quiet() {
@@ -52,6 +56,26 @@ fn stdout_failed(e: io::Error) -> Failure {
     Failure::new(exit, "cannot write to standard output").because(e)
 }
 
+/// How names of files end that this process has not finished; the core's `write_model` uses the same.
+fn unfinished_suffix() -> String {
+    format!(".{}.partial", std::process::id())
+}
+
+/// Notes that files with temporary names may come to lie in `folder`.
+pub(crate) fn will_write_in(folder: &Path) {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).push(folder.to_owned());
+}
+
+/// Removes what is unfinished: for an end that runs no destructors.
+pub(crate) fn discard_unfinished() {
+    let folders = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let entries = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    for entry in entries.filter(|e| e.file_name().to_string_lossy().ends_with(&unfinished_suffix())) {
+        // What cannot be removed keeps a name that says what it is.
+        let _ = std::fs::remove_file(entry.path());
+    }
+}
+
 /// A file being written. It has a temporary name in the same folder until [`OutFile::publish`]; dropped before,
 /// nothing is left.
 pub(crate) struct OutFile {
@@ -81,8 +105,9 @@ impl OutFile {
             (None, File::options().write(true).open(&target))
         } else {
             let mut name = target.clone().into_os_string();
-            name.push(format!(".{}.partial", std::process::id()));
+            name.push(unfinished_suffix());
             let name = PathBuf::from(name);
+            will_write_in(name.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")));
             let file = File::create(&name);
             (Some(name), file)
         };

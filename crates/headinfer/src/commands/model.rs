@@ -19,6 +19,7 @@ pub(crate) fn run(args: &ModelArgs, environment: &Environment) -> Result<()> {
     let source = ModelSource::parse(&kind.0)?;
     must_be_free(out)?;
     let model = source.load(&environment.hub)?;
+    output::will_write_in(out);
     write_model(out, &model.spec, &model.weights, &[])?;
     output::remark(&format!("wrote {}", out.display()));
     Ok(())
