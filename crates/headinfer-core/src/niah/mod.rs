@@ -116,12 +116,12 @@ pub enum NiahError {
         /// Tokens that suffice.
         need: usize,
     },
-    /// The model cannot tell positions so far apart.
-    #[error("{context} tokens are more than the {max} of this model: give --context {max} or less")]
+    /// The text is longer than positions can be told apart, or than is allowed.
+    #[error("{context} tokens are too many: give --context {max} or less")]
     TooLong {
         /// Tokens asked for.
         context: usize,
-        /// Tokens the model takes.
+        /// Most tokens.
         max: usize,
     },
     /// A depth outside the text, or none.
@@ -129,7 +129,7 @@ pub enum NiahError {
     Depths(Vec<f64>),
     /// More needles than there are names for.
     #[error(
-        "{needles} needles are more than the {max} names of this model: give fewer depths or a shorter chain"
+        "{needles} needles need more than the {max} names there are: give fewer depths or a shorter chain"
     )]
     Names {
         /// Needles to hide.

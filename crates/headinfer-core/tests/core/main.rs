@@ -7,6 +7,7 @@ mod niah;
 mod placement;
 mod plan;
 mod retrieval;
+mod rounded;
 mod run;
 mod support;
 mod trained;

@@ -60,7 +60,6 @@ fn every_depth_is_found_with_an_eighth_of_the_cache_on_the_device() {
     let mut session = open(model.spec(), &weights, &offloaded(CONTEXT), &CpuOptions::default());
     let (plan, cells) = (session.plan().clone(), run(&mut session, &haystack, &mut quiet).unwrap());
     let (device, cache) = (plan.layout().bytes(Memory::Device), plan.kv_bytes_per_token() * CONTEXT as u64);
-    eprintln!("margins {:?}", cells.iter().map(|c| c.margin_min).collect::<Vec<_>>());
     assert!(device <= cache / 8, "{device} of {cache}");
     assert_eq!(cells.len(), 11);
     for (cell, depth) in cells.iter().zip(even_depths(11)) {
@@ -172,7 +171,6 @@ fn damage_to_any_stored_head_costs_its_share() {
             let needle_tile = usize::from(layer > 0);
             for head in 0..spec.kv_heads {
                 let lost = whole - astride.margin(Some((layer, head, needle_tile)));
-                eprintln!("layer {layer} KV head {head} lost {:.2} shares", lost / share);
                 assert!(
                     (0.5..1.5).contains(&(lost / share)),
                     "layer {layer} KV head {head}: {lost} of {whole}"
@@ -219,7 +217,6 @@ fn the_loss_of_any_query_head_costs_its_share() {
         for query_head in 0..spec.q_heads {
             let weights = without_query_head(&model, layer, query_head);
             let lost = whole - Astride::new(&model, weights).margin(None);
-            eprintln!("layer {layer} query head {query_head} lost {:.2} shares", lost / share);
             assert!(
                 (0.3..2.0).contains(&(lost / share)),
                 "layer {layer} query head {query_head}: {lost} of {whole}"
@@ -256,7 +253,6 @@ fn other_shapes_find_every_needle_too() {
         let model = Retrieval::new(name, &sizes).unwrap();
         let cells = cells(&model, &wanted(700, 5), 2);
         let margin = cells.iter().map(|c| c.margin_min).fold(f32::INFINITY, f32::min);
-        eprintln!("{name}: margin {margin}");
         assert!(cells.iter().all(|c| c.correct), "{name}: {cells:?}");
         assert!(margin > 12.0, "{name}: {margin}");
     }
@@ -312,8 +308,8 @@ fn what_cannot_be_hidden_is_refused_with_the_numbers() {
     let told = refused(&wanted(25, 11), 3);
     assert_eq!(told, "11 needles and a question do not fit into 25 tokens: give --context 27 or more");
     assert!(code_haystack(&model, &wanted(27, 11), 3).is_ok());
-    assert!(refused(&wanted(1 << 24, 3), 1).contains("more than the 8388608 of this model"));
-    assert!(refused(&wanted(4000, 300), 1).contains("300 needles are more than the 256 names"));
+    assert!(refused(&wanted(1 << 24, 3), 1).contains("give --context 8388608 or less"));
+    assert!(refused(&wanted(4000, 300), 1).contains("300 needles need more than the 256 names"));
     assert!(refused(&wanted(4000, 3), 0).contains("at least 1 step"));
     for depths in [vec![], vec![1.5], vec![f64::NAN]] {
         assert!(refused(&Request { depths, ..wanted(4000, 0) }, 1).contains("depths must be within 0..=1"));
