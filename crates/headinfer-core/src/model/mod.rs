@@ -14,6 +14,7 @@ pub mod random;
 pub mod rope;
 pub mod safetensors;
 pub mod spec;
+pub mod synthetic;
 pub mod weights;
 mod weights_files;
 pub mod write;

@@ -120,6 +120,25 @@ impl Plan {
         o
     }
 
+    /// Where rows `[0, rows)` of one head are kept between steps: keys and values in pieces of consecutive rows.
+    pub fn past_operands(&self, layer: usize, head: usize, rows: usize) -> Operands {
+        let step = Step { past: rows, rows: 0, logit_rows: 0 };
+        let at = Addresses { plan: self, layout: &self.layout, step: &step };
+        let mut o = Operands::default();
+        let mut piece = |(key, value)| {
+            o.write(Role::Key, key);
+            o.write(Role::Value, value);
+        };
+        if let Place::Resident(index) = self.layout.place(layer, head, self.spec.kv_heads) {
+            piece(at.resident(index, 0, rows as u64));
+            return o;
+        }
+        for tile in 0..rows.div_ceil(self.knobs().tile) {
+            piece(at.stored(layer, head, tile, 0, self.tile_rows(&step, tile)));
+        }
+        o
+    }
+
     /// Where resident weights are copied when a backend opens: all shared tensors, then each layer. Empty when
     /// weights are not copied up front.
     pub fn resident_weight_operands(&self) -> (Operands, Vec<Operands>) {
