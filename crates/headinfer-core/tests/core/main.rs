@@ -3,8 +3,10 @@
 
 mod engine;
 //mod golden;
+mod niah;
 mod placement;
 mod plan;
+mod retrieval;
 mod run;
 mod support;
 mod trained;
