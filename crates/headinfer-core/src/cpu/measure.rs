@@ -72,7 +72,7 @@ impl Field {
             attend_decode(isa, &geo, SPLIT, &mut tasks, &mut scratch);
             (heads * keys * d * 4) as f64 / begun.elapsed().as_secs_f64()
         };
-        best_of(3, &mut run)
+        best_of(5, &mut run)
     }
 
     /// FLOP per second of prefill attention: `rows` query tokens of one KV head over `keys` past tokens.
@@ -95,7 +95,7 @@ impl Field {
             attend_prefill(isa, &geo, &mut tasks);
             (4 * rows * group * d * keys) as f64 / begun.elapsed().as_secs_f64()
         };
-        best_of(3, &mut run)
+        best_of(5, &mut run)
     }
 
     /// FLOP per second of a projection of `rows` rows by a bf16 weight `[outputs, depth]`.
@@ -112,7 +112,7 @@ impl Field {
             linear(isa, &x, rows, weight, None, &mut out, outputs, false);
             (2 * rows * outputs * depth) as f64 / begun.elapsed().as_secs_f64()
         };
-        best_of(3, &mut run)
+        best_of(5, &mut run)
     }
 }
 
