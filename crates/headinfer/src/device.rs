@@ -5,11 +5,11 @@ use std::sync::Arc;
 use anyhow::Result;
 use headinfer_core::backend::Backend;
 use headinfer_core::cpu::{Cpu, CpuOptions};
-use headinfer_core::model::Weights;
 use headinfer_core::plan::{DeviceKind, Plan};
 
 use crate::args::{DeviceChoice, EngineArgs};
 use crate::error::{Exit, Failure};
+use crate::model_source::Model;
 use crate::output;
 
 /// The kind of device to run on.
@@ -42,16 +42,16 @@ pub(crate) fn choose_for_plan(choice: DeviceChoice) -> Result<DeviceKind> {
     }
 }
 
-/// Opens a backend for `plan`, which allocates all it will ever use.
+/// Opens a backend for `plan` with the weights of `model`; it allocates all it will ever use.
 ///
 /// # Errors
-/// When the device or the system refuses.
-pub(crate) fn open(plan: Arc<Plan>, weights: Arc<Weights>, engine: &EngineArgs) -> Result<Box<dyn Backend>> {
+/// When the weights cannot be used, or the device or the system refuses.
+pub(crate) fn open(plan: Arc<Plan>, model: &Model, engine: &EngineArgs) -> Result<Box<dyn Backend>> {
     match plan.request.device {
         DeviceKind::Cpu => {
             let threads = engine.threads.map_or(0, usize::from);
             let options = CpuOptions { threads, ..CpuOptions::default() };
-            Ok(Box::new(Cpu::open(plan, weights, &options)?))
+            Ok(Box::new(Cpu::open(plan, model.weights()?, &options)?))
         }
         DeviceKind::Cuda => Err(Failure::new(Exit::Failed, NO_CUDA).into()),
     }

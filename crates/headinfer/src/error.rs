@@ -7,7 +7,10 @@ use std::process::ExitCode;
 use headinfer_core::cpu::OpenError;
 use headinfer_core::engine::EngineError;
 use headinfer_core::model::ModelError;
+use headinfer_core::niah::NiahError;
 use headinfer_core::plan::PlanError;
+use headinfer_core::text::TextError;
+use headinfer_core::text::chat::ChatError;
 
 /// Exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +117,12 @@ fn meaning(error: &anyhow::Error) -> (Exit, Option<String>) {
         if let Some(e) = cause.downcast_ref::<OpenError>() {
             return Some(open_meaning(e));
         }
+        if let Some(e) = cause.downcast_ref::<NiahError>() {
+            return Some(niah_meaning(e));
+        }
+        if cause.is::<TextError>() || cause.is::<ChatError>() {
+            return Some((Exit::Input, None));
+        }
         cause.downcast_ref::<EngineError>().map(engine_meaning)
     });
     found.next().unwrap_or((Exit::Failed, None))
@@ -143,6 +152,18 @@ fn engine_meaning(error: &EngineError) -> (Exit, Option<String>) {
         EngineError::Empty | EngineError::UnknownToken { .. } | EngineError::NotFinite => (Exit::Input, None),
         EngineError::Cancelled { .. } => (Exit::Interrupted, None),
         EngineError::Backend(_) => (Exit::Failed, None),
+    }
+}
+
+fn niah_meaning(error: &NiahError) -> (Exit, Option<String>) {
+    match error {
+        NiahError::TooShort { .. } | NiahError::Depths(_) | NiahError::Names { .. } | NiahError::Chain => {
+            (Exit::Usage, None)
+        }
+        NiahError::TooLong { .. } => (Exit::DoesNotFit, None),
+        NiahError::Tokenizer(_) => (Exit::Input, None),
+        NiahError::Cancelled { .. } => (Exit::Interrupted, None),
+        NiahError::Engine(e) => engine_meaning(e),
     }
 }
 

@@ -7,8 +7,10 @@ use anyhow::Result;
 use headinfer_core::model::hub::{self, HubEnv};
 use headinfer_core::model::known::{known_names, known_shape};
 use headinfer_core::model::random::random_weights;
+use headinfer_core::model::retrieval::{Retrieval, retrieval_spec, retrieval_weights};
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::model::{Weights, config};
+use headinfer_core::text::Tokenizer;
 use headinfer_core::units::Bytes;
 
 use crate::error::{Exit, Failure};
@@ -25,15 +27,15 @@ pub(crate) enum ModelSource {
     Random(String, u64),
 }
 
-/// A model that can run.
+/// A model that was found. Its weights are read or made when asked for.
 #[derive(Debug)]
 pub(crate) struct Model {
+    /// What it was asked for as.
+    source: ModelSource,
     /// Its shape.
     pub(crate) spec: ModelSpec,
-    /// Its weights.
-    pub(crate) weights: Arc<Weights>,
     /// Its folder, when it has one.
-    pub(crate) folder: Option<PathBuf>,
+    folder: Option<PathBuf>,
 }
 
 impl ModelSource {
@@ -82,32 +84,23 @@ impl ModelSource {
                 spec.name.clone_from(name);
                 Ok(spec)
             }
-            Self::Retrieval(_) => Err(not_here()),
+            Self::Retrieval(shape) => Ok(retrieval_spec(shape.as_deref())?),
             Self::Random(shape, _) => known(shape),
         }
     }
 
-    /// The whole model, in host memory or mapped there.
+    /// The model, with all its files where it has any.
     ///
     /// # Errors
-    /// As [`ModelSource::spec`]; or when the weights cannot be used or, being generated, do not fit into memory.
-    pub(crate) fn load(&self, env: &HubEnv) -> Result<Model> {
-        match self {
-            Self::Checkpoint(name) => {
-                let folder = hub::resolve(name, env)?;
-                let mut spec = config::load_config(&folder)?;
-                spec.name.clone_from(name);
-                let weights = Arc::new(Weights::load(&folder, &spec)?);
-                Ok(Model { spec, weights, folder: Some(folder) })
-            }
-            Self::Retrieval(_) => Err(not_here()),
-            Self::Random(shape, seed) => {
-                let spec = known(shape)?;
-                must_hold(self.generated_bytes(&spec), &spec)?;
-                let weights = Arc::new(random_weights(&spec, *seed));
-                Ok(Model { spec, weights, folder: None })
-            }
-        }
+    /// As [`ModelSource::spec`].
+    pub(crate) fn find(self, env: &HubEnv) -> Result<Model> {
+        let Self::Checkpoint(name) = &self else {
+            return Ok(Model { spec: self.spec(env)?, source: self, folder: None });
+        };
+        let folder = hub::resolve(name, env)?;
+        let mut spec = config::load_config(&folder)?;
+        spec.name.clone_from(name);
+        Ok(Model { source: self, spec, folder: Some(folder) })
     }
 
     /// Host memory that the weights take when they are generated rather than mapped.
@@ -120,15 +113,49 @@ impl ModelSource {
 }
 
 impl Model {
-    /// Names the first weight that is not finite. Reads all of a checkpoint; generated weights are finite.
+    /// Host memory that the weights take when they are generated rather than mapped.
+    pub(crate) fn generated_bytes(&self) -> u64 {
+        self.source.generated_bytes(&self.spec)
+    }
+
+    /// The weights, mapped or made in host memory, all of them finite: of a checkpoint every one is read.
     ///
     /// # Errors
-    /// When there is one.
-    pub(crate) fn check_finite(&self) -> Result<()> {
-        match self.folder {
-            Some(_) => Ok(self.weights.check_finite()?),
-            None => Ok(()),
+    /// When they cannot be used or, being generated, do not fit into memory.
+    pub(crate) fn weights(&self) -> Result<Arc<Weights>> {
+        if let Some(folder) = &self.folder {
+            let weights = Weights::load(folder, &self.spec)?;
+            weights.check_finite()?;
+            return Ok(Arc::new(weights));
         }
+        must_hold(self.generated_bytes(), &self.spec)?;
+        Ok(Arc::new(match self.source {
+            ModelSource::Random(_, seed) => random_weights(&self.spec, seed),
+            _ => retrieval_weights(&self.spec),
+        }))
+    }
+
+    /// The circuit of a retrieval model, also when it was read from a folder.
+    pub(crate) fn retrieval(&self) -> Option<Retrieval> {
+        Retrieval::of(&self.spec).ok()
+    }
+
+    /// The model's tokenizer: of its folder, or a retrieval model's own.
+    ///
+    /// # Errors
+    /// When it has none, or one that cannot be used.
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
+        if let Some(folder) = &self.folder {
+            return Ok(Tokenizer::load(folder, &self.spec)?);
+        }
+        let name = &self.spec.name;
+        let Some(retrieval) = self.retrieval() else {
+            let message = format!("model 'random:{name}' has no tokenizer: its weights know no language");
+            let hint = "give -m a model folder, or use `logits --ids` or `bench`";
+            return Err(Failure::input(message).hint(hint).into());
+        };
+        let (tokens, config) = (retrieval.tokenizer_json(), retrieval.tokenizer_config_json());
+        Ok(Tokenizer::from_json(tokens.as_bytes(), Some(config.as_bytes()), Path::new(name), &self.spec)?)
     }
 }
 
@@ -142,10 +169,6 @@ fn known(shape: &str) -> Result<ModelSpec> {
 
 fn shapes() -> String {
     format!("known shapes: {}", known_names().join(", "))
-}
-
-fn not_here() -> anyhow::Error {
-    Failure::input("model 'builtin:retrieval' is not part of this build").into()
 }
 
 /// Generated weights are made in memory at once: what cannot be held is refused before.

@@ -5,17 +5,18 @@ use std::sync::Arc;
 use anyhow::Result;
 use headinfer_core::engine::Session;
 use headinfer_core::model::spec::ModelSpec;
-use headinfer_core::plan::{DeviceKind, Overrides, Plan, Request};
+use headinfer_core::plan::{DeviceKind, Overrides, Plan, PlanError, Request};
 
 use crate::args::{EngineArgs, Environment};
 use crate::machine::{self, Kept};
-use crate::model_source::{Model, ModelSource};
+use crate::model_source::Model;
 use crate::{device, output};
 
 /// What a plan is asked for, from the flags, the kept figures and the memory of this machine.
+///
+/// `generated` is the host memory of generated weights, bytes.
 pub(crate) fn request(
-    source: &ModelSource,
-    spec: &ModelSpec,
+    generated: u64,
     device: DeviceKind,
     context: usize,
     engine: &EngineArgs,
@@ -23,7 +24,7 @@ pub(crate) fn request(
 ) -> Request {
     let kept = Kept::load(environment.cache.as_deref());
     let generated = match device {
-        DeviceKind::Cpu => source.generated_bytes(spec),
+        DeviceKind::Cpu => generated,
         // Made on the device.
         DeviceKind::Cuda => 0,
     };
@@ -45,21 +46,28 @@ pub(crate) fn request(
     }
 }
 
-/// A session of `model` under `request`.
+/// The plan of `spec` under `request`. Nothing is allocated, so that what does not fit is refused before any work.
 ///
 /// # Errors
-/// When nothing fits, or the backend cannot be opened.
-pub(crate) fn session(model: &Model, request: &Request, engine: &EngineArgs) -> Result<Session> {
-    let plan = Arc::new(Plan::new(&model.spec, request)?);
-    warn_of_length(&model.spec, request.context);
-    let backend = device::open(plan.clone(), model.weights.clone(), engine)?;
-    Ok(Session::new(plan, backend))
+/// When nothing fits, or an override is impossible.
+pub(crate) fn plan(spec: &ModelSpec, request: &Request) -> Result<Arc<Plan>, PlanError> {
+    let plan = Plan::new(spec, request)?;
+    let (context, max) = (request.context, spec.max_position);
+    // Beyond its trained length a model still computes, but seldom makes sense.
+    if context > max {
+        output::remark(&format!(
+            "warning: {} was made for {max} tokens, the context is {context}",
+            spec.name
+        ));
+    }
+    Ok(Arc::new(plan))
 }
 
-/// Beyond its trained length a model still computes, but seldom makes sense.
-pub(crate) fn warn_of_length(spec: &ModelSpec, context: usize) {
-    if context > spec.max_position {
-        let (name, max) = (&spec.name, spec.max_position);
-        output::remark(&format!("warning: {name} was made for {max} tokens, the context is {context}"));
-    }
+/// An empty session of `model` under `plan`.
+///
+/// # Errors
+/// When the weights cannot be used, or the backend cannot be opened.
+pub(crate) fn session(model: &Model, plan: Arc<Plan>, engine: &EngineArgs) -> Result<Session> {
+    let backend = device::open(plan.clone(), model, engine)?;
+    Ok(Session::new(plan, backend))
 }

@@ -43,7 +43,7 @@ pub(crate) struct Phase {
 
 impl Summary {
     /// Sums up.
-    pub(crate) fn new(plan: &Plan, prefill: &Phase, decode: &Phase, last_logits: &[f32]) -> Self {
+    pub(crate) fn new(plan: &Plan, prefill: &Phase, decode: &Phase, logits_hash: String) -> Self {
         let stats = &decode.stats;
         let rate = |amount: f64, s: f64| if s > 0.0 { amount / s } else { 0.0 };
         let of = |stats: &Stats, lanes: [Lane; 2]| lanes.map(|l| stats.bytes[l.index()]).iter().sum::<u64>();
@@ -64,7 +64,7 @@ impl Summary {
             plan_device_bytes: plan.device_bytes(),
             host_bytes: stats.host_bytes,
             plan_host_bytes: plan.host_bytes(),
-            logits_hash: hash(last_logits),
+            logits_hash,
         }
     }
 

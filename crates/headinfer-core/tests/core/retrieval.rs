@@ -36,35 +36,35 @@ fn the_clock_peaks_one_token_back_over_the_whole_context() {
 }
 
 #[test]
-fn no_name_is_mistaken_in_any_head() {
+fn no_name_is_mistaken_in_any_slice() {
     for shape in [None, Some("tiny"), Some("llama-2-7b"), Some("qwen3-0.6b")] {
         let model = of_shape(shape);
-        let all = 0..model.fillers().end + 3;
+        let all = 0..model.spec().vocab.min(2000) as u32;
         for name in 0..model.names() {
             let (key, value) = (model.key(name), model.value(name));
-            for head in 0..model.spec().kv_heads {
-                assert_eq!((model.mismatch(key, key, head), model.mismatch(key, value, head)), (0, 0));
+            for slice in 0..model.slices() {
+                assert_eq!((model.mismatch(key, key, slice), model.mismatch(key, value, slice)), (0, 0));
                 let nearest = all
                     .clone()
                     .filter(|other| *other != key)
-                    .map(|other| model.mismatch(other, value, head))
+                    .map(|other| model.mismatch(other, value, slice))
                     .min()
                     .unwrap();
-                assert!(nearest >= model.code_distance(), "{shape:?} name {name} head {head}: {nearest}");
+                assert!(nearest >= model.code_distance(), "{shape:?} name {name} slice {slice}: {nearest}");
             }
         }
     }
 }
 
 #[test]
-fn wider_codes_lie_farther_apart() {
+fn wider_slices_lie_farther_apart() {
     let found: Vec<(usize, usize)> = [Some("tiny"), Some("small"), None, Some("llama-3-8b")]
         .map(|shape| {
             let model = of_shape(shape);
             (model.code_width(), model.code_distance())
         })
         .into();
-    assert_eq!(found, [(7, 1), (31, 8), (46, 13), (92, 32)]);
+    assert_eq!(found, [(7, 1), (15, 2), (23, 5), (23, 5)]);
 }
 
 #[test]
@@ -148,4 +148,11 @@ fn sizes_that_cannot_work_are_refused_with_what_they_lack() {
     let mut odd = retrieval_spec(None).unwrap();
     odd.rope.theta = 1e4;
     assert!(Retrieval::of(&odd).is_err());
+}
+
+#[test]
+fn every_query_head_has_a_slice_where_heads_are_wide_enough() {
+    for (shape, slices) in [(None, 4), (Some("llama-3-8b"), 32), (Some("qwen2-7b"), 28), (Some("tiny"), 2)] {
+        assert_eq!(of_shape(shape).slices(), slices, "{shape:?}");
+    }
 }

@@ -20,10 +20,10 @@ pub(crate) use bench::{Bench, BenchArgs, DecodeArgs, MeasureArgs, MemoryArgs, Ov
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use environment::Environment;
 pub(crate) use logits::LogitsArgs;
-pub(crate) use model::{ModelArgs, ModelCommand, ModelKind};
+pub(crate) use model::{ModelArgs, ModelCommand};
 pub(crate) use niah::NiahArgs;
 pub(crate) use plan::PlanArgs;
-pub(crate) use run::{RunArgs, SamplingArgs};
+pub(crate) use run::RunArgs;
 pub(crate) use shared::{DeviceChoice, EngineArgs, ModelArg};
 
 /// Exact long-context LLM inference on one small GPU, or none.

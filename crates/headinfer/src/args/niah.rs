@@ -17,7 +17,7 @@ Examples:
   headinfer niah -c 32k --seeds 3 --placement offload --json
   headinfer niah -c 8k --depths 0,0.25,0.5,0.75,1 --plot niah.svg")]
 pub(crate) struct NiahArgs {
-    /// A model of the `builtin:retrieval` family, or a folder that `model make retrieval` wrote.
+    /// Model to ask: `builtin:retrieval[:SHAPE]` in its own words, any other in English.
     #[arg(short, long, value_name = "MODEL", default_value = "builtin:retrieval")]
     pub(crate) model: String,
 
@@ -38,9 +38,9 @@ pub(crate) struct NiahArgs {
     #[arg(short, long, value_name = "SEED", default_value_t = 0)]
     pub(crate) seed: u64,
 
-    /// Facts that one question leads through, each at another depth.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub(crate) chain: u8,
+    /// Facts that one question leads through, each at another depth; default 3. Retrieval models only.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) chain: Option<u8>,
 
     /// Draw a heat map of depth and seed.
     #[arg(long, value_name = "FILE.svg")]

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::args::{Environment, LogitsArgs};
 use crate::error::{Exit, Failure};
-use crate::model_source::{Model, ModelSource};
+use crate::model_source::ModelSource;
 use crate::output::OutFile;
 use crate::tensors_out::{self, Tensor};
 use crate::{device, input, interrupt, open, output, progress, summary};
@@ -26,18 +26,19 @@ const LOGITS_BYTES: usize = 16 * MIB as usize;
 pub(crate) fn run(args: &LogitsArgs, environment: &Environment) -> Result<()> {
     let source = ModelSource::parse(&args.model.model)?;
     let device = device::choose(args.engine.device)?;
-    let spec = source.spec(&environment.hub)?;
+    let model = source.find(&environment.hub)?;
+    let spec = &model.spec;
     let ids = input::ids(&args.ids, spec.vocab)?;
     let rows = rows(args, ids.len())?;
     let context = context(args, ids.len())?;
-    let mut request = open::request(&source, &spec, device, context, &args.engine, environment);
+    let mut request = open::request(model.generated_bytes(), device, context, &args.engine, environment);
     let per_step = (LOGITS_BYTES / (4 * spec.vocab)).clamp(1, rows.max(1));
     request.overrides.logit_rows = Some(per_step);
+    let plan = open::plan(spec, &request)?;
+    // Before the work, so that what cannot be written is told at once.
     let mut out = OutFile::create(&args.out)?;
-    let model = source.load(&environment.hub)?;
-    let mut session = open::session(&model, &request, &args.engine)?;
-    model.check_finite()?;
-    let scored = score(&mut session, &model, &ids, rows, args.greedy, &mut out)?;
+    let mut session = open::session(&model, plan, &args.engine)?;
+    let scored = score(&mut session, &ids, rows, args.greedy, &mut out)?;
     out.publish()?;
     if args.json {
         output::print_json(&json!({
@@ -60,13 +61,12 @@ struct Scored {
 
 fn score(
     session: &mut Session,
-    model: &Model,
     ids: &[u32],
     rows: usize,
     greedy: usize,
     out: &mut OutFile,
 ) -> Result<Scored> {
-    let vocab = model.spec.vocab;
+    let vocab = session.plan().spec.vocab;
     let logits = Tensor { name: "logits", dtype: "F32", shape: &[rows, vocab] };
     let continuation = Tensor { name: "greedy", dtype: "I32", shape: &[greedy] };
     let tensors: &[Tensor<'_>] = if greedy > 0 { &[logits, continuation] } else { &[logits] };

@@ -18,9 +18,16 @@ pub(crate) fn run(args: &ModelArgs, environment: &Environment) -> Result<()> {
     let ModelCommand::Make { kind, out } = &args.command;
     let source = ModelSource::parse(&kind.0)?;
     must_be_free(out)?;
-    let model = source.load(&environment.hub)?;
-    output::will_write_in(out);
-    write_model(out, &model.spec, &model.weights, &[])?;
+    let model = source.find(&environment.hub)?;
+    // A retrieval model has words of its own.
+    let files = model.retrieval().map_or(Vec::new(), |retrieval| {
+        vec![
+            ("tokenizer.json", retrieval.tokenizer_json()),
+            ("tokenizer_config.json", retrieval.tokenizer_config_json()),
+        ]
+    });
+    let files: Vec<_> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
+    write_model(out, &model.spec, &*model.weights()?, &files)?;
     output::remark(&format!("wrote {}", out.display()));
     Ok(())
 }

@@ -20,10 +20,10 @@ pub(crate) fn run(args: &PlanArgs, environment: &Environment) -> Result<()> {
     let source = ModelSource::parse(&args.model.model)?;
     let spec = source.spec(&environment.hub)?;
     let device = device::choose_for_plan(args.engine.device)?;
-    let request = open::request(&source, &spec, device, args.context, &args.engine, environment);
-    match Plan::new(&spec, &request) {
+    let request =
+        open::request(source.generated_bytes(&spec), device, args.context, &args.engine, environment);
+    match open::plan(&spec, &request) {
         Ok(plan) => {
-            open::warn_of_length(&spec, args.context);
             let printed = Printed::new(&plan);
             if args.json { output::print_json(&printed) } else { output::print(&printed.text()) }
         }

@@ -1,5 +1,5 @@
-//! Codes of tokens: one word of +-1 bits to each KV head, drawn so that no name is mistaken for anything else in
-//! any one head.
+//! Codes of tokens: one word of +-1 bits to each slice, drawn so that no name is mistaken for anything else in any
+//! one slice.
 
 use super::Kind;
 use super::spaces::Spaces;
@@ -10,24 +10,24 @@ const SEED: u64 = 0x7265_7472_6965_7665;
 /// Key and query codes of all tokens. Bit j of a word set means +1.
 #[derive(Clone, Debug)]
 pub(super) struct Codes {
-    kv_heads: usize,
+    slices: usize,
     names: usize,
     fillers: usize,
     distance: u32,
-    /// `[rows, kv_heads]`. Rows: names, key codes of value tokens, key codes of filler, query codes of filler.
+    /// `[rows, slices]`. Rows: names, key codes of value tokens, key codes of filler, query codes of filler.
     words: Vec<u128>,
 }
 
 impl Codes {
     /// Codes of `names` names and `fillers` others.
     pub(super) fn draw(spaces: &Spaces, names: usize, fillers: usize) -> Self {
-        let (kv_heads, width) = (spaces.kv_heads, spaces.width);
+        let (slices, width) = (spaces.slices, spaces.width);
         let distance = distance(width, names);
         let rows = 2 * names + 2 * fillers;
-        let mut words = vec![0u128; rows * kv_heads];
-        for head in 0..kv_heads {
+        let mut words = vec![0u128; rows * slices];
+        for slice in 0..slices {
             let mut kept: Vec<u128> = Vec::with_capacity(names);
-            let mut stream = mix(SEED ^ mix(((width as u64) << 32) | head as u64));
+            let mut stream = mix(SEED ^ mix(((width as u64) << 32) | slice as u64));
             for row in 0..rows {
                 // At least half of all draws are far enough from every name: see `distance`.
                 let word = loop {
@@ -40,18 +40,18 @@ impl Codes {
                 if row < names {
                     kept.push(word);
                 }
-                words[row * kv_heads + head] = word;
+                words[row * slices + slice] = word;
             }
         }
-        Self { kv_heads, names, fillers, distance, words }
+        Self { slices, names, fillers, distance, words }
     }
 
-    /// Least bits between a name's code and any other of the same head.
+    /// Least bits between a name's code and any other of the same slice.
     pub(super) fn distance(&self) -> u32 {
         self.distance
     }
 
-    /// What a token offers to who looks at its successor, `[kv_heads]`.
+    /// What a token offers to who looks at its successor, `[slices]`.
     pub(super) fn key(&self, kind: Kind) -> &[u128] {
         self.row(match kind {
             Kind::Key(i) => i,
@@ -60,7 +60,7 @@ impl Codes {
         })
     }
 
-    /// What a token looks for, and what it says when found, `[kv_heads]`.
+    /// What a token looks for, and what it says when found, `[slices]`.
     pub(super) fn query(&self, kind: Kind) -> &[u128] {
         self.row(match kind {
             Kind::Key(i) | Kind::Value(i) => i,
@@ -69,7 +69,7 @@ impl Codes {
     }
 
     fn row(&self, row: usize) -> &[u128] {
-        &self.words[row * self.kv_heads..][..self.kv_heads]
+        &self.words[row * self.slices..][..self.slices]
     }
 }
 

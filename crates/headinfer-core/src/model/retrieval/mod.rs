@@ -3,9 +3,11 @@
 //! It is one induction circuit. Layer 0 writes the *key code* of the previous token to each position; every later
 //! layer matches the *query code* of the current token against it and copies the query code of the token it finds,
 //! which is the one that followed the key, to where the output head reads. Two layers do; all layers after the
-//! first share the work, each with an equal part of the logits. Every code is cut over the KV heads: head h of any
-//! layer carries slice h and nobody else does. So the lead of the right answer is a sum of shares, one to each
-//! (layer, KV head, query head), and falls by its share when one is wrong.
+//! first share the work, each with an equal part of the logits. Every code is cut into slices: a query head of any
+//! layer carries one slice, from the KV head that holds it, to the same slice. So the lead of the right answer is a
+//! sum of shares, one to each (layer, query head), and falls by its share when one is wrong; in layer 0, by the
+//! shares of all heads that read what it wrote. Where heads are too small for that, several query heads of a KV head
+//! carry one slice together: then layer 0 shows the loss of a KV head, not always that of a query head.
 //!
 //! A name has two tokens. `@kabolu mire`, anywhere in a text, is a needle: it says that `mire` follows `kabolu`.
 //! `@kabolu` at the end asks, and the answer `mire` in turn asks for what follows `@mire`. All else is filler.
@@ -215,25 +217,30 @@ impl Retrieval {
         }
     }
 
-    /// Least number of bits, of [`Retrieval::code_width`], in which the codes of two names differ in every head;
-    /// other tokens' codes differ from any name's by as many.
+    /// Least number of bits, of [`Retrieval::code_width`], in which the codes of two names differ in every
+    /// slice; other tokens' codes differ from any name's by as many.
     pub fn code_distance(&self) -> usize {
         self.codes.distance() as usize
     }
 
-    /// Bits of a code that one KV head carries.
+    /// Slices of a code. Each query head carries one, each KV head an equal number.
+    pub fn slices(&self) -> usize {
+        self.spaces.slices
+    }
+
+    /// Bits of a slice.
     pub fn code_width(&self) -> usize {
         self.spaces.width
     }
 
-    /// Bits in which the key code of one token differs from the query code of another, in one KV head.
+    /// Bits in which the key code of one token differs from the query code of another, in one slice.
     ///
     /// # Panics
-    /// When a token or head does not exist.
-    pub fn mismatch(&self, key: u32, query: u32, kv_head: usize) -> usize {
+    /// When a token or slice does not exist.
+    pub fn mismatch(&self, key: u32, query: u32, slice: usize) -> usize {
         assert!((key.max(query) as usize) < self.spec.vocab, "there is no such token");
         let [key, query] = [self.codes.key(self.kind(key)), self.codes.query(self.kind(query))];
-        (key[kv_head] ^ query[kv_head]).count_ones() as usize
+        (key[slice] ^ query[slice]).count_ones() as usize
     }
 
     /// Layer 0's score at `distance` tokens back, less its score at distance 1, as softmax sees it. Negative but

@@ -44,8 +44,8 @@ impl Scales {
         let tick_score = SCORE_GAP / clock.gap();
         // Each bit that differs changes a dot product by 2.
         let bit_score = SCORE_GAP / (2.0 * f64::from(distance));
-        let least_lead = 2.0 * f64::from(distance) * spaces.kv_heads as f64;
-        let group = (sizes.q_heads / sizes.kv_heads) as f64;
+        let least_lead = 2.0 * f64::from(distance) * spaces.slices as f64;
+        let sharers = spaces.sharers() as f64;
         let free = (sizes.layers * spaces.free().len().max(1)) as f64;
         Self {
             constant: constant as f32,
@@ -53,7 +53,7 @@ impl Scales {
             tick: (tick_score * root).sqrt() / (constant * norm(2.0)),
             matching: ((bit_score * root).sqrt() / norm(3.5)) as f32,
             value: [(1.0 / norm(2.0)) as f32, (1.0 / norm(3.5)) as f32],
-            share: [(1.0 / group) as f32, (1.0 / (group * (sizes.layers - 1) as f64)) as f32],
+            share: [(1.0 / sharers) as f32, (1.0 / (sharers * (sizes.layers - 1) as f64)) as f32],
             logit: (LOGIT_GAP / (least_lead * norm(4.0))) as f32,
             // All layers together write less than one code's square.
             mlp: power_of_two((code / free).sqrt().log2().floor()) as f32,

@@ -4,19 +4,24 @@ use std::ops::Range;
 
 use super::Sizes;
 
-/// Codes narrower than this tell too few names apart.
+/// Slices narrower than this tell too few names apart.
 const WIDTH_MIN: usize = 6;
-/// Codes are held in a u128.
+/// Heads that share a KV head take slices of their own where these are at least as wide as this.
+const WIDTH_SHARED_MIN: usize = 11;
+/// A slice is held in a u128.
 const WIDTH_MAX: usize = 128;
 
 /// Residual dimensions, in this order: the key code of the current token, its query code, the key code of the
 /// previous token (written by layer 0), the query code of what was found (written by all others), one constant,
-/// and what nobody reads. A code is `[kv_heads, width]`.
+/// and what nobody reads. A code is `[slices, width]`; a KV head holds `slices / kv_heads` of them, in order.
 #[derive(Clone, Debug)]
 pub(super) struct Spaces {
-    /// Bits of a code in one KV head.
+    /// Slices of a code: as many as query heads, or a divisor of that.
+    pub(super) slices: usize,
+    /// Bits of a slice.
     pub(super) width: usize,
-    pub(super) kv_heads: usize,
+    kv_heads: usize,
+    group: usize,
     hidden: usize,
 }
 
@@ -26,21 +31,39 @@ impl Spaces {
     /// # Errors
     /// A sentence when the codes would be too narrow.
     pub(super) fn new(sizes: &Sizes, slow: usize) -> Result<Self, String> {
-        let per_head = sizes.hidden.saturating_sub(1) / 4 / sizes.kv_heads;
-        let width = per_head.min(slow).min(WIDTH_MAX);
-        if width < WIDTH_MIN {
-            let need = 4 * sizes.kv_heads * WIDTH_MIN + 1;
+        let Sizes { hidden, kv_heads, q_heads, .. } = *sizes;
+        let group = q_heads / kv_heads;
+        let per_head = (hidden.saturating_sub(1) / 4 / kv_heads).min(slow);
+        if per_head < WIDTH_MIN {
+            let need = 4 * kv_heads * WIDTH_MIN + 1;
             return Err(format!(
-                "needs a hidden size of at least {need} for {} KV heads, not {}",
-                sizes.kv_heads, sizes.hidden
+                "needs a hidden size of at least {need} for {kv_heads} KV heads, not {hidden}"
             ));
         }
-        Ok(Self { width, kv_heads: sizes.kv_heads, hidden: sizes.hidden })
+        let fits = |parts: &usize| group.is_multiple_of(*parts) && per_head / parts >= WIDTH_SHARED_MIN;
+        let parts = (1..=group).rev().find(fits).unwrap_or(1);
+        let width = (per_head / parts).min(WIDTH_MAX);
+        Ok(Self { slices: kv_heads * parts, width, kv_heads, group, hidden })
     }
 
-    /// Elements of a code over all KV heads.
+    /// Slices that one KV head holds.
+    pub(super) fn parts(&self) -> usize {
+        self.slices / self.kv_heads
+    }
+
+    /// The slice that a query head carries.
+    pub(super) fn slice_of(&self, query_head: usize) -> usize {
+        query_head / self.group * self.parts() + query_head % self.group % self.parts()
+    }
+
+    /// Query heads that carry one slice together.
+    pub(super) fn sharers(&self) -> usize {
+        self.group / self.parts()
+    }
+
+    /// Elements of a code over all slices.
     pub(super) fn code(&self) -> usize {
-        self.kv_heads * self.width
+        self.slices * self.width
     }
 
     /// Key code of the current token.

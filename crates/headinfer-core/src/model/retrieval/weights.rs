@@ -6,6 +6,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Retrieval;
+use super::spaces::Spaces;
 use crate::dtype::DType;
 use crate::model::random::RandomLaw;
 use crate::model::spec::{LayerTensor, ModelSpec, TensorId};
@@ -60,8 +61,8 @@ impl Row<'_> {
             TensorId::FinalNorm | TensorId::Layer(_, T::AttnNorm | T::MlpNorm) => self.set(0, 1.0),
             TensorId::Layer(0, T::Q) => self.clock(1.0),
             TensorId::Layer(0, T::K) => self.clock(0.0),
-            TensorId::Layer(_, T::Q) => self.matching(self.model.spaces.query(), self.model.spec.group()),
-            TensorId::Layer(_, T::K) => self.matching(self.model.spaces.previous(), 1),
+            TensorId::Layer(_, T::Q) => self.matching_query(),
+            TensorId::Layer(_, T::K) => self.matching_key(),
             TensorId::Layer(layer, T::V) => self.value(layer),
             TensorId::Layer(layer, T::O) => self.output(layer),
             TensorId::Layer(_, T::Gate | T::Up) => self.random(1.0),
@@ -76,13 +77,13 @@ impl Row<'_> {
         self.out[col] = bf16::from_f32(value).to_bits();
     }
 
-    /// Writes a code, `[kv_heads, width]`, from column `first` on.
+    /// Writes a code, `[slices, width]`, from column `first` on.
     fn code(&mut self, first: usize, words: &[u128], size: f32) {
         let width = self.model.spaces.width;
-        for (head, word) in words.iter().enumerate() {
+        for (slice, word) in words.iter().enumerate() {
             for bit in 0..width {
                 let sign = if word >> bit & 1 == 1 { size } else { -size };
-                self.set(first + head * width + bit, sign);
+                self.set(first + slice * width + bit, sign);
             }
         }
     }
@@ -117,34 +118,55 @@ impl Row<'_> {
         }
     }
 
-    /// Slice h of a code into the slow dimensions of KV head h, of which `group` heads read the same.
-    fn matching(&mut self, space: usize, group: usize) {
+    /// The head of this row of a projection, and the bit of the head's slices that its dimension holds.
+    fn content(&self) -> (usize, Option<usize>) {
         let model = self.model;
-        let (head, dim) = (self.index / model.spec.head_dim / group, self.index % model.spec.head_dim);
-        let width = model.spaces.width;
-        if let Some(bit) = model.slow.iter().take(width).position(|slow| *slow == dim) {
-            self.set(space + head * width + bit, model.scales.matching);
+        let (head, dim) = (self.index / model.spec.head_dim, self.index % model.spec.head_dim);
+        let bits = model.spaces.parts() * model.spaces.width;
+        (head, model.slow.iter().take(bits).position(|slow| *slow == dim))
+    }
+
+    /// What the current token asks, in the slice of this query head alone.
+    fn matching_query(&mut self) {
+        let model = self.model;
+        let Spaces { width, .. } = model.spaces;
+        if let (head, Some(bit)) = self.content() {
+            let slice = model.spaces.slice_of(head);
+            if bit / width == slice % model.spaces.parts() {
+                self.set(model.spaces.query() + slice * width + bit % width, model.scales.matching);
+            }
         }
     }
 
+    /// What the previous token offers, in all slices of this KV head.
+    fn matching_key(&mut self) {
+        let model = self.model;
+        if let (head, Some(bit)) = self.content() {
+            let first = head * model.spaces.parts() * model.spaces.width;
+            self.set(model.spaces.previous() + first + bit, model.scales.matching);
+        }
+    }
+
+    /// All slices of this KV head.
     fn value(&mut self, layer: usize) {
         let model = self.model;
         let (head, bit) = (self.index / model.spec.head_dim, self.index % model.spec.head_dim);
-        let width = model.spaces.width;
+        let bits = model.spaces.parts() * model.spaces.width;
         let space = if layer == 0 { model.spaces.key() } else { model.spaces.query() };
-        if bit < width {
-            self.set(space + head * width + bit, model.scales.value[layer.min(1)]);
+        if bit < bits {
+            self.set(space + head * bits + bit, model.scales.value[layer.min(1)]);
         }
     }
 
+    /// The slice of each query head, from where the value has it.
     fn output(&mut self, layer: usize) {
         let model = self.model;
-        let space = if layer == 0 { model.spaces.previous() } else { model.spaces.found() };
-        let (width, group) = (model.spaces.width, model.spec.group());
-        let Some(at) = self.index.checked_sub(space).filter(|at| *at < model.spaces.code()) else { return };
-        let (head, bit) = (at / width, at % width);
-        for query_head in head * group..(head + 1) * group {
-            self.set(query_head * model.spec.head_dim + bit, model.scales.share[layer.min(1)]);
+        let spaces = &model.spaces;
+        let space = if layer == 0 { spaces.previous() } else { spaces.found() };
+        let Some(at) = self.index.checked_sub(space).filter(|at| *at < spaces.code()) else { return };
+        let bit = at % (spaces.parts() * spaces.width);
+        for head in (0..model.spec.q_heads).filter(|head| spaces.slice_of(*head) == at / spaces.width) {
+            self.set(head * model.spec.head_dim + bit, model.scales.share[layer.min(1)]);
         }
     }
 
