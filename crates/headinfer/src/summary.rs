@@ -71,12 +71,12 @@ impl Summary {
     /// One line.
     pub(crate) fn line(&self) -> String {
         let link = match self.link_gb_s {
-            0.0 => "nothing copied".to_owned(),
-            rate => format!("link {rate:.1} GB/s, {:.0} % hidden", 100.0 * self.copy_hidden_fraction),
+            0.0 => "nothing copied, so no overlap".to_owned(),
+            rate => format!("link {rate:.1} GB/s, overlap {:.0} %", 100.0 * self.copy_hidden_fraction),
         };
         format!(
-            "{} prompt tokens, {:.1} tok/s | {} new, {:.1} tok/s, {:.1} GB/s | {link} | device {} of {} planned, \
-             host {} of {} planned | logits {}",
+            "{} prompt tokens, {:.1} tok/s | {} new, {:.1} tok/s, {:.1} GB/s | {link} | peak device {} \
+             of {} planned, host {} of {} planned | logits {}",
             self.prompt_tokens,
             self.prefill_tokens_per_s,
             self.new_tokens,

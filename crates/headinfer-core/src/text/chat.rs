@@ -102,7 +102,10 @@ impl Tokenizer {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
-        self.chat_prompt_with(messages, &ChatOptions { tools, add_generation_prompt, ..ChatOptions::default() })
+        self.chat_prompt_with(
+            messages,
+            &ChatOptions { tools, add_generation_prompt, ..ChatOptions::default() },
+        )
     }
 
     /// As [`Tokenizer::chat_prompt`], with a date or further variables.
@@ -155,7 +158,7 @@ impl Message {
             ("tool_calls", self.tool_calls.as_ref().map(with_parsed_arguments)),
             ("tool_call_id", text(&self.tool_call_id)),
         ];
-        fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+        Json::from_pairs(fields.into_iter().filter_map(|(name, value)| Some((name, value?))))
     }
 }
 
@@ -164,10 +167,11 @@ fn with_parsed_arguments(calls: &Json) -> Json {
     let replace = |object: &Json, key: &str, value: Json| -> Json {
         let pairs = object.try_iter().into_iter().flatten();
         let pair = |k: Json| {
-            let v = if k.as_str() == Some(key) { value.clone() } else { object.get_item(&k).unwrap_or_default() };
+            let v =
+                if k.as_str() == Some(key) { value.clone() } else { object.get_item(&k).unwrap_or_default() };
             (k, v)
         };
-        pairs.map(pair).collect()
+        Json::from_pairs(pairs.map(pair))
     };
     let parsed = |call: Json| -> Option<Json> {
         let function = call.get_attr("function").ok()?;
@@ -204,10 +208,14 @@ fn content<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Erro
         let text = part.get_attr("text").unwrap_or_default();
         match (kind.as_str(), text.as_str()) {
             (Some("text"), Some(text)) => texts.push(text.to_owned()),
-            (Some("text"), None) => return Err(D::Error::custom("a text part of `content` needs a string `text`")),
+            (Some("text"), None) => {
+                return Err(D::Error::custom("a text part of `content` needs a string `text`"));
+            }
             (kind, _) => {
                 let kind = kind.unwrap_or("without a type");
-                return Err(D::Error::custom(format!("`content` has a part '{kind}'; only text is supported")));
+                return Err(D::Error::custom(format!(
+                    "`content` has a part '{kind}'; only text is supported"
+                )));
             }
         }
     }

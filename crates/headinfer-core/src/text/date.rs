@@ -88,7 +88,10 @@ mod tests {
     fn dates_print_as_in_c() {
         let date = Date::new(2024, 7, 6).unwrap();
         assert_eq!(date.format("%d %b %Y").unwrap(), "06 Jul 2024");
-        assert_eq!(date.format("%A, %B %-d, %y; %a %m/%-m 100%%").unwrap(), "Saturday, July 6, 24; Sat 07/7 100%");
+        assert_eq!(
+            date.format("%A, %B %-d, %y; %a %m/%-m 100%%").unwrap(),
+            "Saturday, July 6, 24; Sat 07/7 100%"
+        );
         assert_eq!(Date::new(2000, 2, 29).unwrap().format("%a").unwrap(), "Tue");
         assert_eq!(date.format("%H"), Err("%H".into()));
         assert_eq!(date.format("é%"), Err("%".into()));
@@ -97,7 +100,8 @@ mod tests {
 
     #[test]
     fn days_that_are_none_are_refused() {
-        for (y, m, d) in [(2023, 2, 29), (1900, 2, 29), (2024, 13, 1), (2024, 0, 1), (2024, 4, 31), (0, 1, 1)] {
+        for (y, m, d) in [(2023, 2, 29), (1900, 2, 29), (2024, 13, 1), (2024, 0, 1), (2024, 4, 31), (0, 1, 1)]
+        {
             assert_eq!(Date::new(y, m, d), None, "{y}-{m}-{d}");
         }
     }

@@ -145,7 +145,9 @@ impl Step {
                 vec![token.replace(*replacement, space)]
             }
             // Only a pattern that failed to run has no answer; the token is then shown as it is.
-            Step::Replace(replace) => replace.decode_chain(vec![token.clone()]).unwrap_or_else(|_| vec![token]),
+            Step::Replace(replace) => {
+                replace.decode_chain(vec![token.clone()]).unwrap_or_else(|_| vec![token])
+            }
             Step::ByteFallback { run } => match fallback_byte(&token) {
                 Some(byte) => {
                     run.push(byte);
@@ -173,17 +175,18 @@ impl Step {
 /// Takes from `bytes` all that further bytes cannot change; invalid sequences become U+FFFD.
 fn settled(bytes: &mut Vec<u8>) -> String {
     let mut text = String::with_capacity(bytes.len());
-    let mut open = 0;
+    let (mut at, mut open) = (0, 0);
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
+        at += chunk.valid().len() + chunk.invalid().len();
         match std::str::from_utf8(chunk.invalid()) {
             Ok(_) => {}
-            // The beginning of a character, at the end of the bytes.
-            Err(e) if e.error_len().is_none() => open = chunk.invalid().len(),
+            // At the end of the bytes, what is no character may be the beginning of one.
+            Err(e) if at == bytes.len() && e.error_len().is_none() => open = chunk.invalid().len(),
             Err(_) => text.push(char::REPLACEMENT_CHARACTER),
         }
     }
-    bytes.drain(..bytes.len() - open);
+    bytes.drain(..at - open);
     text
 }
 

@@ -40,7 +40,8 @@ fn vocabulary(words: impl IntoIterator<Item = String>) -> Value {
 
 /// As Llama 3 and GPT-2: `<s>` is 0, `</s>` 1, then the bytes and a few merges.
 pub(crate) fn byte_level() -> Value {
-    let mut alphabet: Vec<char> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+    let mut alphabet: Vec<char> =
+        tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
     alphabet.sort();
     let merges = ["t h", "th e", "Ġ the", "Ã ©", "ð Ł", "i n", "Ċ Ċ", "Ġ Ġ", "' s"];
     let words = ["<s>", "</s>"].map(String::from).into_iter();
@@ -86,7 +87,8 @@ pub(crate) fn byte_fallback() -> Value {
 /// As the newer files of SentencePiece models.
 pub(crate) fn metaspace() -> Value {
     let mut sample = byte_fallback();
-    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
     sample["normalizer"] = Value::Null;
     sample["pre_tokenizer"] = metaspace.clone();
     sample["decoder"] = json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, metaspace]});

@@ -66,7 +66,8 @@ fn parts_at_newlines(pre_tokenizer: &PreTokenizerWrapper) -> bool {
         PreTokenizerWrapper::ByteLevel(b) => b.use_regex && !b.add_prefix_space,
         PreTokenizerWrapper::Sequence(list) => match list.as_ref() {
             [PreTokenizerWrapper::Split(split), PreTokenizerWrapper::ByteLevel(b)] => {
-                let known = matches!(&split.pattern, SplitPattern::Regex(r) if PATTERNS.contains(&r.as_str()));
+                let known =
+                    matches!(&split.pattern, SplitPattern::Regex(r) if PATTERNS.contains(&r.as_str()));
                 let isolated = split.behavior == SplitDelimiterBehavior::Isolated && !split.invert;
                 known && isolated && !b.use_regex && !b.add_prefix_space
             }

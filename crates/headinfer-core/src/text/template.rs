@@ -104,13 +104,13 @@ pub(crate) fn render(source: Source<'_>, scene: Scene) -> Result<String, ChatErr
     let path = source.path.display().to_string();
     let failed = |problem: String| ChatError::Template { path: path.clone(), problem };
     let bytes = scene.bytes;
-    let fuel =
-        FUEL_BASE + FUEL_PER_MESSAGE * scene.messages as u64 + scene.bytes as u64 / BYTES_PER_FUEL;
+    let fuel = FUEL_BASE + FUEL_PER_MESSAGE * scene.messages as u64 + scene.bytes as u64 / BYTES_PER_FUEL;
     let stack = usize::try_from(STACK_BYTES_BASE + STACK_BYTES_PER_FUEL * fuel).unwrap_or(usize::MAX);
     let work = move || render_here(source.text, scene, fuel).map_err(Failure::of);
     let done = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("chat template".into()).stack_size(stack);
-        let thread = thread.spawn_scoped(scope, work).map_err(|e| failed(format!("no thread for it: {e}")))?;
+        let thread =
+            thread.spawn_scoped(scope, work).map_err(|e| failed(format!("no thread for it: {e}")))?;
         thread.join().map_err(|_| failed("it broke the template engine".into()))
     })?;
     done.map_err(|failure| match failure {
@@ -139,7 +139,7 @@ fn render_here(text: &str, scene: Scene, fuel: u64) -> Result<String, Error> {
         });
     }
     let template = env.template_from_named_str("chat template", text)?;
-    template.render(scene.variables.into_iter().collect::<Value>())
+    template.render(Value::from_pairs(scene.variables))
 }
 
 /// The message of `raise_exception`, on its way out of the engine.

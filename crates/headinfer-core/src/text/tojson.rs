@@ -31,7 +31,8 @@ pub(crate) fn tojson(
     let written = value.serialize(&mut Serializer::with_formatter(&mut out, style));
     let text = out.text;
     // A text cut off at the bound costs all the fuel there is, and that is the error.
-    let cost = if written.is_err() && text.len() == max { left } else { (text.len() / BYTES_PER_FUEL) as u64 };
+    let cost =
+        if written.is_err() && text.len() == max { left } else { (text.len() / BYTES_PER_FUEL) as u64 };
     state.consume_fuel(cost)?;
     written.map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}")))?;
     String::from_utf8(text).map_err(|_| Error::new(ErrorKind::InvalidOperation, "tojson: not text"))

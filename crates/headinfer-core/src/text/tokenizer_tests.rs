@@ -4,7 +4,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::text::samples::{bos_processor, build, byte_fallback, byte_level, metaspace, spec, special, words};
+use crate::text::samples::{
+    bos_processor, build, byte_fallback, byte_level, metaspace, spec, special, words,
+};
 
 fn refused(tokenizer: &Value, config: Option<&Value>) -> String {
     let error = build(tokenizer, config).err().expect("refused");
@@ -92,13 +94,15 @@ fn a_tokenizer_of_another_model_is_refused() {
     small.vocab = 7;
     let mut sample = words();
     sample["added_tokens"].as_array_mut().unwrap().push(special(7, "<more>"));
-    let error = Tokenizer::from_json(sample.to_string().as_bytes(), None, Path::new("m"), &small).err().unwrap();
+    let error =
+        Tokenizer::from_json(sample.to_string().as_bytes(), None, Path::new("m"), &small).err().unwrap();
     assert!(error.to_string().contains("'<more>' with id 7"), "{error}");
 }
 
 #[test]
 fn files_that_are_no_tokenizer_are_refused() {
-    let load = |json: &[u8]| Tokenizer::from_json(json, None, Path::new("m"), &spec()).err().unwrap().to_string();
+    let load =
+        |json: &[u8]| Tokenizer::from_json(json, None, Path::new("m"), &spec()).err().unwrap().to_string();
     for json in [&b""[..], b"{", b"\xff", b"[]", b"{}", b"{\"model\": 3}", b"{\"model\": {}}"] {
         let error = load(json);
         assert!(error.starts_with("m/tokenizer.json: ") && !error.contains('\n'), "{error}");
@@ -132,7 +136,10 @@ fn a_folder_is_read_with_its_configuration_and_template() {
     write("tokenizer.json", byte_level().to_string());
     let tokenizer = Tokenizer::load(dir.path(), &spec()).unwrap();
     assert!(!tokenizer.has_chat_template());
-    write("tokenizer_config.json", json!({"bos_token": "<s>", "chat_template": "from the configuration"}).to_string());
+    write(
+        "tokenizer_config.json",
+        json!({"bos_token": "<s>", "chat_template": "from the configuration"}).to_string(),
+    );
     let prompt = |t: &Tokenizer| t.chat_prompt(&[], None, false).unwrap();
     assert_eq!(prompt(&Tokenizer::load(dir.path(), &spec()).unwrap()), "from the configuration");
     write("chat_template.jinja", "from the file {{ bos_token }}\n".into());

@@ -4,6 +4,8 @@ mod bad_input;
 mod help;
 mod interrupt;
 mod logits;
+mod niah;
 mod output;
 mod plan;
+mod run;
 mod support;
