@@ -20,6 +20,16 @@ pub trait Backend: Send {
     /// [`BackendError`] when the device failed.
     fn logits(&mut self) -> Result<&[f32], BackendError>;
 
+    /// Stores K and V of `rows` tokens drawn from the law of [`SyntheticKv`](crate::model::synthetic::SyntheticKv)
+    /// in place of computed ones: for measurements at depth.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the device failed, or cannot do this.
+    fn fill_past(&mut self, rows: usize, seed: u64) -> Result<(), BackendError> {
+        let _ = seed;
+        Err(BackendError(format!("this backend cannot make a synthetic past of {rows} tokens")))
+    }
+
     /// What has been done since the backend was opened.
     fn stats(&self) -> Stats;
 

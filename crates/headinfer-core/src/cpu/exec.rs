@@ -7,6 +7,7 @@ use super::kernels::{self, Geometry, HeadTask, Isa, KvRows, StateMut, WeightMatr
 use super::{CpuOptions, OpenError};
 use crate::memory::{Grant, Memories};
 use crate::model::spec::{LayerTensor, TensorId};
+use crate::model::synthetic::{Half, SyntheticKv};
 use crate::model::weights::{TensorView, Weights};
 use crate::plan::{DECODE_ROWS, Heads, NormKind, Op, Part, Plan, Role, SPLIT, Step, WeightPlace};
 
@@ -60,6 +61,23 @@ impl Executor {
             Op::OutProject { layer } => self.pool.install(|| run.out_project(layer)),
             Op::Mlp { layer, start, end } => self.pool.install(|| run.mlp(layer, end - start)),
             Op::Logits => self.pool.install(|| run.logits()),
+        }
+    }
+
+    /// Writes a synthetic past of `rows` rows where each head's rows are kept.
+    pub(super) fn fill_past(&self, rows: usize, seed: u64) {
+        let spec = &self.plan.spec;
+        for (layer, head) in (0..spec.layers).flat_map(|l| (0..spec.kv_heads).map(move |h| (l, h))) {
+            let grant = self.memories.grant(self.plan.past_operands(layer, head, rows));
+            for (role, half) in [(Role::Key, Half::Key), (Role::Value, Half::Value)] {
+                let law = SyntheticKv::new(seed, layer * spec.kv_heads + head, half);
+                let mut first = 0;
+                for piece in 0..grant.count(role) {
+                    let to = grant.write::<u16>(role, piece);
+                    self.pool.install(|| law.fill(first, to));
+                    first += to.len() as u64;
+                }
+            }
         }
     }
 

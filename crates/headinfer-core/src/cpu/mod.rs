@@ -5,6 +5,7 @@ mod exec;
 mod heads;
 pub mod kernels;
 mod lanes;
+pub mod measure;
 
 use std::sync::Arc;
 
@@ -146,6 +147,11 @@ impl Backend for Cpu {
             used.copy_from_slice(grant.read::<f32>(Role::Logits, 0));
         }
         Ok(used)
+    }
+
+    fn fill_past(&mut self, rows: usize, seed: u64) -> Result<(), BackendError> {
+        self.executor.fill_past(rows, seed);
+        Ok(())
     }
 
     fn stats(&self) -> Stats {

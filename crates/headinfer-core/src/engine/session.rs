@@ -102,6 +102,20 @@ impl Session {
         self.tokens.truncate(len);
     }
 
+    /// Replaces all that is stored by a synthetic past of `past` tokens, id 0 each: for measurements at depth.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the past does not fit the context, or the backend cannot make one.
+    pub fn assume_past(&mut self, past: usize, seed: u64) -> Result<(), EngineError> {
+        let context = self.plan.knobs().context;
+        if past > context {
+            return Err(EngineError::ContextFull { need: past, context });
+        }
+        self.backend.fill_past(past, seed)?;
+        self.tokens = vec![0; past];
+        Ok(())
+    }
+
     /// One step of `ids.len()` new rows, at most a chunk; logits of the last `logit_rows`, f32
     /// `[logit_rows, vocab]`.
     ///

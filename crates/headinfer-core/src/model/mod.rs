@@ -15,6 +15,7 @@ pub mod retrieval;
 pub mod rope;
 pub mod safetensors;
 pub mod spec;
+pub mod synthetic;
 pub mod weights;
 mod weights_files;
 pub mod write;

@@ -22,7 +22,7 @@ use crate::model::names::is_vector;
 use crate::model::spec::{LayerTensor, ModelSpec, TensorId};
 use crate::model::weights::{Data, Weights};
 
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(super) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 pub(crate) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

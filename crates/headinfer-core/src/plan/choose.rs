@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::layout::{BLOCK, Knobs, Layout, Memory, SPLIT, WeightPlace};
+use super::layout::{BLOCK, Knobs, Layout, Memory, RegionId, SPLIT, WeightPlace};
 use super::why::why;
 use super::{Machine, Plan};
 use crate::dtype::DType;
@@ -130,6 +130,12 @@ impl Plan {
     /// Bytes of device memory the process will use: all regions and the driver's own.
     pub fn device_bytes(&self) -> u64 {
         self.layout().bytes(Memory::Device) + self.request.machine.device_overhead
+    }
+
+    /// Bytes of device memory that hold K and V.
+    pub fn device_kv_bytes(&self) -> u64 {
+        let kv = [RegionId::KvNew, RegionId::Ring, RegionId::ResidentKv];
+        kv.iter().map(|id| self.layout().region_bytes(*id)).sum()
     }
 
     /// Bytes of host memory the plan allocates, mapped weights not counted.

@@ -120,6 +120,25 @@ impl Plan {
         o
     }
 
+    /// Where rows `[0, rows)` of one head are kept between steps: keys and values in pieces of consecutive rows.
+    pub fn past_operands(&self, layer: usize, head: usize, rows: usize) -> Operands {
+        let step = Step { past: rows, rows: 0, logit_rows: 0 };
+        let at = Addresses { plan: self, layout: &self.layout, step: &step };
+        let mut o = Operands::default();
+        let mut piece = |(key, value)| {
+            o.write(Role::Key, key);
+            o.write(Role::Value, value);
+        };
+        if let Place::Resident(index) = self.layout.place(layer, head, self.spec.kv_heads) {
+            piece(at.resident(index, 0, rows as u64));
+            return o;
+        }
+        for tile in 0..rows.div_ceil(self.knobs().tile) {
+            piece(at.stored(layer, head, tile, 0, self.tile_rows(&step, tile)));
+        }
+        o
+    }
+
     /// One whole tile of a head in the host's store, to be written; `None` when the head is resident or has no
     /// such tile.
     pub fn stored_tile_operands(&self, layer: usize, head: usize, tile: usize) -> Option<Operands> {

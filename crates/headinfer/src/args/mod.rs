@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-pub(crate) use bench::BenchArgs;
+pub(crate) use bench::{Bench, BenchArgs, DecodeArgs, MeasureArgs, MemoryArgs, OverlapArgs, PrefillArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use environment::Environment;
 pub(crate) use logits::LogitsArgs;

@@ -101,7 +101,8 @@ pub(super) fn softmax_block<S: super::simd::Simd>(scores: &mut [f32], max: &mut 
         return 1.0;
     }
     let new = max.max(block_max);
-    let shrink = (*max - new).exp();
+    // e^0 is 1 exactly: a maximum that stands needs no exponential.
+    let shrink = if new == *max { 1.0 } else { S::reduce_max(S::exp(S::splat(*max - new))) };
     let (offset, mut total) = (S::splat(new), S::splat(0.0));
     for chunk in scores.chunks_exact_mut(S::LANES) {
         let weight = S::exp(S::sub(S::load(chunk), offset));

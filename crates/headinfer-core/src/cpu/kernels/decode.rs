@@ -15,6 +15,12 @@ use super::simd::{Kernel, Simd, dispatch};
 const KEYS: usize = 64;
 /// Query rows that share each loaded vector.
 const ROWS: usize = 4;
+/// Sums of a product in registers at once.
+const SUMS: usize = 8;
+/// bf16 values of a cache line.
+const LINE: usize = 32;
+/// Keys whose scores are held at once, a multiple of [`KEYS`]: long runs through memory, first K then V.
+const SPAN: usize = 256;
 const HEAD_DIM_MAX: usize = 256;
 
 /// Attends all rows of each head to its keys, under the causal mask and the window of `geo`, with splits at
@@ -85,10 +91,12 @@ struct Split<'a> {
     state: StateMut<'a>,
 }
 
-/// Some rows with their queries and accumulators as even then odd elements, padded to whole vectors.
-struct Lanes {
-    q: [[f32; HEAD_DIM_MAX]; ROWS],
-    acc: [[f32; HEAD_DIM_MAX]; ROWS],
+/// Some rows, split into even and odd elements, padded with zeros to whole vectors.
+struct Lanes<const R: usize> {
+    /// Scaled queries in the order of use: for each vector of pairs, for each row, even then odd elements.
+    q: [[f32; HEAD_DIM_MAX]; R],
+    /// Per row, all even then all odd elements.
+    acc: [[f32; HEAD_DIM_MAX]; R],
 }
 
 impl Kernel for Split<'_> {
@@ -98,48 +106,71 @@ impl Kernel for Split<'_> {
     fn run<S: Simd>(mut self) {
         super::attention::state_init(&mut self.state);
         for first in (0..self.state.max.len()).step_by(ROWS) {
-            self.rows::<S>(first);
+            match self.state.max.len() - first {
+                1 => self.rows::<S, 1>(first),
+                2 => self.rows::<S, 2>(first),
+                _ => self.rows::<S, ROWS>(first),
+            }
         }
     }
 }
 
 impl Split<'_> {
-    /// Rows `[first, first + ROWS)`; past the end the last row is computed again and not stored.
+    /// Rows `[first, first + R)`; past the end the last row is computed again and not stored.
     #[inline(always)]
-    fn rows<S: Simd>(&mut self, first: usize) {
+    fn rows<S: Simd, const R: usize>(&mut self, first: usize) {
         let d = self.geo.head_dim;
-        let rows = ROWS.min(self.state.max.len() - first);
-        let pairs = d.next_multiple_of(2 * S::LANES) / 2;
-        let mut lanes = Lanes { q: [[0.0; HEAD_DIM_MAX]; ROWS], acc: [[0.0; HEAD_DIM_MAX]; ROWS] };
-        for r in 0..ROWS {
+        let rows = R.min(self.state.max.len() - first);
+        let width = d.next_multiple_of(2 * S::LANES);
+        let mut lanes = Lanes { q: [[0.0; HEAD_DIM_MAX]; R], acc: [[0.0; HEAD_DIM_MAX]; R] };
+        for r in 0..R {
             let q = &self.q[(first + r.min(rows - 1)) * d..][..d];
             for (i, pair) in q.chunks(2).enumerate() {
-                lanes.q[r][i] = pair[0] * self.geo.scale;
-                lanes.q[r][pairs + i] = pair[1] * self.geo.scale;
+                let at = (i / S::LANES * R + r) * 2 * S::LANES + i % S::LANES;
+                lanes.q.as_flattened_mut()[at] = pair[0] * self.geo.scale;
+                lanes.q.as_flattened_mut()[at + S::LANES] = pair[1] * self.geo.scale;
             }
         }
         let keys = self.kv.k.len() / d;
-        let seen: [(u64, u64); ROWS] = std::array::from_fn(|r| self.geo.visible(first + r.min(rows - 1)));
-        let (mut max, mut sum) = ([f32::NEG_INFINITY; ROWS], [0.0; ROWS]);
-        for block in (0..keys).step_by(KEYS) {
-            let count = KEYS.min(keys - block);
-            let start = self.kv.start + block as u64;
-            let none = seen.iter().all(|(from, to)| start >= *to || start + count as u64 <= *from);
-            if none {
+        let seen: [(u64, u64); R] = std::array::from_fn(|r| self.geo.visible(first + r.min(rows - 1)));
+        let (mut max, mut sum) = ([f32::NEG_INFINITY; R], [0.0; R]);
+        // Rows that do not fill whole vectors are padded first: the products read whole vectors only.
+        let half = if width == d { 0 } else { SPAN * width };
+        let mut padded = vec![0; 2 * half];
+        let (padded_k, padded_v) = padded.split_at_mut(half);
+        for span in (0..keys).step_by(SPAN) {
+            let count = SPAN.min(keys - span);
+            let start = self.kv.start + span as u64;
+            let seen = seen.map(|(from, to)| {
+                let inside = |position: u64| (position.saturating_sub(start) as usize).min(count);
+                (inside(from), inside(to).max(inside(from)))
+            });
+            if seen.iter().all(|(from, to)| from == to) {
                 continue;
             }
-            let (k, v) = (&self.kv.k[block * d..][..count * d], &self.kv.v[block * d..][..count * d]);
-            let mut scores = [[f32::NEG_INFINITY; KEYS]; ROWS];
-            score::<S>(&lanes, k, v, d, pairs, &mut scores);
-            let mut shrink = [1.0; ROWS];
-            for r in 0..ROWS {
-                let from = (seen[r].0.saturating_sub(start) as usize).min(count);
-                let to = (seen[r].1.saturating_sub(start) as usize).min(count);
-                scores[r][..from].fill(f32::NEG_INFINITY);
-                scores[r][to.max(from)..].fill(f32::NEG_INFINITY);
-                shrink[r] = softmax_block::<S>(&mut scores[r], &mut max[r], &mut sum[r]);
+            let (k, v) = (&self.kv.k[span * d..][..count * d], &self.kv.v[span * d..][..count * d]);
+            let (k, v) = match width == d {
+                true => (k, v),
+                false => (pad(k, d, padded_k, width), pad(v, d, padded_v, width)),
+            };
+            let mut scores = [[f32::NEG_INFINITY; SPAN]; R];
+            score::<S, R>(&lanes, k, v, width, &mut scores);
+            for r in 0..R {
+                scores[r][..seen[r].0].fill(f32::NEG_INFINITY);
+                scores[r][seen[r].1..].fill(f32::NEG_INFINITY);
             }
-            weigh::<S>(&mut lanes, &shrink, &scores, v, d, pairs);
+            for (block, v) in v.chunks(KEYS * width).enumerate() {
+                let (mut shrink, mut weights) = ([1.0; R], [[0.0; KEYS]; R]);
+                for r in 0..R {
+                    weights[r].copy_from_slice(&scores[r][block * KEYS..][..KEYS]);
+                    shrink[r] = softmax_block::<S>(&mut weights[r], &mut max[r], &mut sum[r]);
+                }
+                let next = match (block + 1) * KEYS < count {
+                    true => v.as_ptr().wrapping_add(KEYS * width),
+                    false => k.as_ptr().wrapping_add(count * width),
+                };
+                weigh::<S, R>(&mut lanes, &shrink, &weights, v, width, next);
+            }
         }
         for r in 0..rows {
             self.state.max[first + r] = max[r];
@@ -147,77 +178,138 @@ impl Split<'_> {
             let acc = &mut self.state.acc[(first + r) * d..][..d];
             for (i, pair) in acc.chunks_mut(2).enumerate() {
                 pair[0] = lanes.acc[r][i];
-                pair[1] = lanes.acc[r][pairs + i];
+                pair[1] = lanes.acc[r][width / 2 + i];
             }
         }
     }
 }
 
-/// The elements of one row from `at` on as (even, odd); zeros past its end.
-#[inline(always)]
-fn load_row<S: Simd>(row: &[u16], at: usize) -> (S::V, S::V) {
-    let rest = &row[at..];
-    if rest.len() >= 2 * S::LANES {
-        return S::load_bf16(rest);
+/// Rows of `d` elements as rows of `width`, the rest of which is zero already.
+fn pad<'a>(from: &[u16], d: usize, to: &'a mut [u16], width: usize) -> &'a [u16] {
+    let rows = from.len() / d;
+    for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(d)) {
+        to[..d].copy_from_slice(from);
     }
-    let mut whole = [0u16; 32];
-    whole[..rest.len()].copy_from_slice(rest);
-    S::load_bf16(&whole)
+    &to[..rows * width]
 }
 
-/// scores[row][key] = q · k. The values of the same keys are asked for meanwhile.
+/// scores[row][key] = q · k. The first of the values are asked for along with the last of the keys.
+///
+/// A register holds one (row, key) sum; eight of them hide the latency of the multiply-add.
 #[inline(always)]
-fn score<S: Simd>(
-    lanes: &Lanes,
+fn score<S: Simd, const R: usize>(
+    lanes: &Lanes<R>,
     k: &[u16],
     v: &[u16],
-    d: usize,
-    pairs: usize,
-    scores: &mut [[f32; KEYS]; ROWS],
+    width: usize,
+    scores: &mut [[f32; SPAN]; R],
 ) {
-    for (j, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
-        let mut even = [S::splat(0.0); ROWS];
-        let mut odd = [S::splat(0.0); ROWS];
-        for at in (0..pairs).step_by(S::LANES) {
-            let (k_even, k_odd) = load_row::<S>(k, 2 * at);
-            S::prefetch(v[2 * at..].as_ptr());
-            for r in 0..ROWS {
-                even[r] = S::fma(S::load(&lanes.q[r][at..]), k_even, even[r]);
-                odd[r] = S::fma(S::load(&lanes.q[r][pairs + at..]), k_odd, odd[r]);
+    let together = SUMS / R;
+    let count = (k.len() / width).min(SPAN);
+    let last_block = count.saturating_sub(KEYS);
+    for first in (0..count).step_by(together) {
+        let mut rows: [&[u16]; SUMS] = [&[]; SUMS];
+        for n in 0..together {
+            rows[n] = &k[(first + n).min(count - 1) * width..][..width];
+        }
+        let mut sums = [S::splat(0.0); SUMS];
+        let vectors = lanes.q.as_flattened()[..width * R].chunks_exact(2 * S::LANES * R);
+        for (i, q) in vectors.enumerate() {
+            if first >= last_block {
+                let at = (first - last_block) * width + i * together * 2 * S::LANES;
+                prefetch::<S>(v.as_ptr().wrapping_add(at), together * 2 * S::LANES);
+            }
+            let mut keys = [(S::splat(0.0), S::splat(0.0)); SUMS];
+            for n in 0..together {
+                keys[n] = S::load_bf16(&rows[n][2 * i * S::LANES..]);
+            }
+            for r in 0..R {
+                let (even, odd) = q[2 * r * S::LANES..][..2 * S::LANES].split_at(S::LANES);
+                let (even, odd) = (S::load(even), S::load(odd));
+                for n in 0..together {
+                    sums[n * R + r] = S::fma(even, keys[n].0, sums[n * R + r]);
+                }
+                for n in 0..together {
+                    sums[n * R + r] = S::fma(odd, keys[n].1, sums[n * R + r]);
+                }
             }
         }
-        for r in 0..ROWS {
-            scores[r][j] = S::reduce_add(S::add(even[r], odd[r]));
+        let (low, high) = (S::reduce_add_4(&sums[..4]), S::reduce_add_4(&sums[4..]));
+        for n in 0..SUMS {
+            let dot = if n < 4 { low[n] } else { high[n - 4] };
+            if first + n / R < count {
+                scores[n % R][first + n / R] = dot;
+            }
         }
     }
 }
 
-/// acc[row] = acc[row] · shrink + weights[row] · v.
+/// Asks for the lines of `elements` values.
 #[inline(always)]
-fn weigh<S: Simd>(
-    lanes: &mut Lanes,
-    shrink: &[f32; ROWS],
-    weights: &[[f32; KEYS]; ROWS],
+fn prefetch<S: Simd>(from: *const u16, elements: usize) {
+    for at in (0..elements).step_by(LINE) {
+        S::prefetch(from.wrapping_add(at));
+    }
+}
+
+/// acc[row] = acc[row] · shrink + weights[row] · v. Meanwhile what comes next, from `next` on, is asked for line by
+/// line: v itself is read across its rows, in an order that no processor foresees.
+#[inline(always)]
+fn weigh<S: Simd, const R: usize>(
+    lanes: &mut Lanes<R>,
+    shrink: &[f32; R],
+    weights: &[[f32; KEYS]; R],
     v: &[u16],
-    d: usize,
-    pairs: usize,
+    width: usize,
+    next: *const u16,
 ) {
-    for at in (0..pairs).step_by(S::LANES) {
-        let mut even = [S::splat(0.0); ROWS];
-        let mut odd = [S::splat(0.0); ROWS];
-        for (j, v) in v.chunks_exact(d).enumerate() {
-            let (v_even, v_odd) = load_row::<S>(v, 2 * at);
-            for r in 0..ROWS {
+    let mut at = 0;
+    while at < width / 2 {
+        // Fewer rows take more columns at once: as many sums in any case.
+        let left = (width / 2 - at) / S::LANES;
+        let next = next.wrapping_add(2 * at * KEYS);
+        at += S::LANES
+            * match R {
+                1 if left >= 4 => weigh_columns::<S, R, 4>(lanes, shrink, weights, v, width, at, next),
+                1 | 2 if left >= 2 => weigh_columns::<S, R, 2>(lanes, shrink, weights, v, width, at, next),
+                _ => weigh_columns::<S, R, 1>(lanes, shrink, weights, v, width, at, next),
+            };
+    }
+}
+
+/// `W` vectors of even and of odd columns from pair `at` on; returns `W`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // a part of `weigh`
+fn weigh_columns<S: Simd, const R: usize, const W: usize>(
+    lanes: &mut Lanes<R>,
+    shrink: &[f32; R],
+    weights: &[[f32; KEYS]; R],
+    v: &[u16],
+    width: usize,
+    at: usize,
+    next: *const u16,
+) -> usize {
+    let mut even = [[S::splat(0.0); W]; R];
+    let mut odd = [[S::splat(0.0); W]; R];
+    for (j, v) in v.chunks_exact(width).enumerate().take(KEYS) {
+        let v = &v[2 * at..][..2 * W * S::LANES];
+        prefetch::<S>(next.wrapping_add(j * 2 * W * S::LANES), 2 * W * S::LANES);
+        for c in 0..W {
+            let (v_even, v_odd) = S::load_bf16(&v[2 * c * S::LANES..]);
+            for r in 0..R {
                 let w = S::splat(weights[r][j]);
-                even[r] = S::fma(w, v_even, even[r]);
-                odd[r] = S::fma(w, v_odd, odd[r]);
+                even[r][c] = S::fma(w, v_even, even[r][c]);
+                odd[r][c] = S::fma(w, v_odd, odd[r][c]);
             }
         }
-        for r in 0..ROWS {
-            let shrink = S::splat(shrink[r]);
-            let acc = &mut lanes.acc[r];
-            S::store(S::fma(S::load(&acc[at..]), shrink, even[r]), &mut acc[at..]);
-            S::store(S::fma(S::load(&acc[pairs + at..]), shrink, odd[r]), &mut acc[pairs + at..]);
+    }
+    for r in 0..R {
+        let (shrink, acc) = (S::splat(shrink[r]), &mut lanes.acc[r]);
+        for c in 0..W {
+            let (low, high) = (at + c * S::LANES, width / 2 + at + c * S::LANES);
+            S::store(S::fma(S::load(&acc[low..]), shrink, even[r][c]), &mut acc[low..]);
+            S::store(S::fma(S::load(&acc[high..]), shrink, odd[r][c]), &mut acc[high..]);
         }
     }
+    W
 }

@@ -23,6 +23,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Sum over the lanes, in an order fixed per instruction set.
     fn reduce_add(v: Self::V) -> f32;
+    /// Sums over the lanes of each of the first four vectors, all in one order.
+    fn reduce_add_4(v: &[Self::V]) -> [f32; 4];
     fn reduce_max(v: Self::V) -> f32;
     /// 2 · LANES bf16 values as (even elements, odd elements): one operation a vector and no shuffle.
     fn load_bf16(from: &[u16]) -> (Self::V, Self::V);
@@ -122,6 +124,10 @@ impl Simd for Portable {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
     #[inline(always)]
+    fn reduce_add_4(v: &[[f32; 8]]) -> [f32; 4] {
+        std::array::from_fn(|i| Self::reduce_add(v[i]))
+    }
+    #[inline(always)]
     fn reduce_max(v: [f32; 8]) -> f32 {
         v.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
@@ -166,6 +172,31 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
         kernel.run::<Avx512>()
+    }
+
+    /// Both halves added.
+    #[inline(always)]
+    #[allow(clippy::undocumented_unsafe_blocks)] // as the methods below, whose helper it is
+    fn halved(v: __m512) -> __m256 {
+        unsafe { _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)) }
+    }
+
+    /// Sums of the elements of each vector, all in one order: a transposition on the way.
+    #[inline(always)]
+    #[allow(clippy::undocumented_unsafe_blocks)] // as above
+    fn add_across(v: [__m256; 4]) -> [f32; 4] {
+        unsafe {
+            let (a, b) = (_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
+            let (c, d) = (_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
+            let (low, high) = (_mm256_add_ps(a, b), _mm256_add_ps(c, d));
+            let even = _mm256_shuffle_ps(low, high, 0b01_00_01_00);
+            let odd = _mm256_shuffle_ps(low, high, 0b11_10_11_10);
+            let sums = _mm256_add_ps(even, odd);
+            let sums = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), sums);
+            out
+        }
     }
 
     #[derive(Clone, Copy)]
@@ -219,6 +250,10 @@ mod x86 {
                 let h = _mm_add_ps(h, _mm_movehl_ps(h, h));
                 _mm_cvtss_f32(_mm_add_ss(h, _mm_shuffle_ps(h, h, 1)))
             }
+        }
+        #[inline(always)]
+        fn reduce_add_4(v: &[__m256]) -> [f32; 4] {
+            add_across([v[0], v[1], v[2], v[3]])
         }
         #[inline(always)]
         fn reduce_max(v: __m256) -> f32 {
@@ -302,6 +337,10 @@ mod x86 {
         #[inline(always)]
         fn reduce_add(v: __m512) -> f32 {
             unsafe { _mm512_reduce_add_ps(v) }
+        }
+        #[inline(always)]
+        fn reduce_add_4(v: &[__m512]) -> [f32; 4] {
+            add_across([halved(v[0]), halved(v[1]), halved(v[2]), halved(v[3])])
         }
         #[inline(always)]
         fn reduce_max(v: __m512) -> f32 {

@@ -1,14 +1,33 @@
-//! `headinfer bench`.
+//! `headinfer bench`: one file per measurement.
+
+mod decode;
+mod memory;
+mod overlap;
+mod prefill;
+mod steps;
 
 use anyhow::Result;
 
-use crate::args::{BenchArgs, Environment};
-use crate::error::{Exit, Failure};
+use crate::args::{Bench, BenchArgs, Environment};
+use crate::error::Failure;
 
-/// Runs the command.
+/// Runs the measurement.
 ///
 /// # Errors
-/// Always: it is not part of this build.
-pub(crate) fn run(_: &BenchArgs, _: &Environment) -> Result<()> {
-    Err(Failure::new(Exit::Failed, "bench is not part of this build").into())
+/// What the measurement says.
+pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
+    match &args.what {
+        Bench::Memory(args) => memory::run(args, environment),
+        Bench::Prefill(args) => prefill::run(args, environment),
+        Bench::Decode(args) => decode::run(args, environment),
+        Bench::Overlap(args) => overlap::run(args, environment),
+        Bench::Attention => Err(needs_cuda("attention")),
+        Bench::Link => Err(needs_cuda("link")),
+    }
+}
+
+fn needs_cuda(what: &str) -> anyhow::Error {
+    Failure::usage(format!("bench {what} measures a CUDA device, which this build has no backend for"))
+        .hint("headinfer bench prefill and decode measure the CPU; headinfer doctor its memory")
+        .into()
 }

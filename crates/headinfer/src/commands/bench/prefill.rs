@@ -1,0 +1,35 @@
+//! `bench prefill`: random ids from nothing, or from a depth over a synthetic past.
+
+use anyhow::Result;
+use headinfer_core::plan::report::seconds;
+
+use super::steps::{Bench, Report, random_ids};
+use crate::args::{Environment, PrefillArgs};
+use crate::error::Failure;
+use crate::output;
+
+/// Measures and prints.
+///
+/// # Errors
+/// When the model cannot be run, or `--at` leaves no token.
+pub(crate) fn run(args: &PrefillArgs, environment: &Environment) -> Result<()> {
+    let (at, context) = (args.at.unwrap_or(0), args.measure.context);
+    if at >= context {
+        let message = format!("--at {at} leaves nothing to take in of --context {context}");
+        return Err(Failure::usage(message).hint("give --at below --context").into());
+    }
+    let mut bench = Bench::open(&args.measure, environment)?;
+    if at > 0 {
+        bench.session.assume_past(at, args.measure.seed)?;
+    }
+    let ids = random_ids(context - at, bench.session.plan().spec.vocab, args.measure.seed);
+    let measured = bench.prefill(&ids)?;
+    let report = Report::new(&bench, &measured);
+    if args.measure.json {
+        return output::print_json(&report);
+    }
+    let Report { model, tokens, tokens_per_s, .. } = &report;
+    let time = seconds(report.seconds);
+    let line = format!("prefill of {tokens} tokens after {at}, {model}: {time}, {tokens_per_s:.1} tok/s\n");
+    output::print(&(line + &report.text()))
+}
