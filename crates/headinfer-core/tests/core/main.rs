@@ -3,7 +3,6 @@
 
 mod engine;
 mod golden;
-//mod golden;
 mod niah;
 mod placement;
 mod plan;
