@@ -7,4 +7,5 @@ mod placement;
 mod plan;
 mod run;
 mod support;
+mod text;
 mod trained;
