@@ -10,4 +10,5 @@ mod retrieval;
 mod rounded;
 mod run;
 mod support;
+mod text;
 mod trained;
