@@ -42,13 +42,13 @@ fn quiet(_: Event<'_>) -> ControlFlow<()> {
 
 fn cells(model: &Retrieval, request: &Request, chain: usize) -> Vec<Cell> {
     let weights = Arc::new(retrieval_weights(model.spec()));
-    let haystack = code_haystack(model, request, chain).unwrap();
+    let haystack = code_haystack(model, request, chain).expect("the needles fit");
     let mut session = open(model.spec(), &weights, &offloaded(request.context), &CpuOptions::default());
-    run(&mut session, &haystack, &mut quiet).unwrap()
+    run(&mut session, &haystack, &mut quiet).expect("the run ends")
 }
 
 fn default_model() -> Retrieval {
-    Retrieval::of(&retrieval_spec(None).unwrap()).unwrap()
+    Retrieval::of(&retrieval_spec(None).expect("the default")).expect("its model")
 }
 
 #[test]
@@ -77,7 +77,7 @@ struct Damaged {
 
 impl Backend for Damaged {
     fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError> {
-        for (layer, head, tile) in self.tiles.lock().unwrap().drain(..) {
+        for (layer, head, tile) in self.tiles.lock().expect("a lock").drain(..) {
             self.inner.change_tile(layer, head, tile, |k, _| k.iter_mut().for_each(|x| *x ^= 0x8000));
         }
         self.inner.submit(schedule, ids)
@@ -111,13 +111,14 @@ struct Astride {
 impl Astride {
     fn new(model: &Retrieval, weights: Weights) -> Self {
         let request = Request { context: 3 * TILE, depths: vec![0.0], seed: 5 };
-        let mut haystack = code_haystack(model, &request, 1).unwrap();
+        let mut haystack = code_haystack(model, &request, 1).expect("the needle fits");
         haystack.ids[1..TILE + 1].rotate_left(2);
         let question = haystack.questions.remove(0);
         assert_eq!([haystack.ids[TILE - 1], haystack.ids[TILE]], [question.ids[0], question.answer[0]]);
-        let plan = Arc::new(Plan::new(model.spec(), &offloaded(3 * TILE)).unwrap());
+        let plan = Arc::new(Plan::new(model.spec(), &offloaded(3 * TILE)).expect("the plan fits"));
         let tiles = Arc::new(Mutex::new(Vec::new()));
-        let inner = Cpu::open(plan.clone(), Arc::new(weights), &CpuOptions::default()).unwrap();
+        let inner =
+            Cpu::open(plan.clone(), Arc::new(weights), &CpuOptions::default()).expect("the backend opens");
         let backend = Damaged { inner, tiles: tiles.clone() };
         let session = Session::new(plan, Box::new(backend));
         Self { session, ids: haystack.ids, question, tiles }
@@ -129,7 +130,7 @@ impl Astride {
         logits(&mut self.session, &self.ids[..TILE], 1);
         // Layer 0 reads the key token while the value token is taken in, all others when the question comes.
         let read_late = tile.is_some_and(|(layer, ..)| layer > 0);
-        let damage = |tiles: &Mutex<Vec<_>>| tiles.lock().unwrap().extend(tile);
+        let damage = |tiles: &Mutex<Vec<_>>| tiles.lock().expect("a lock").extend(tile);
         if !read_late {
             damage(&self.tiles);
         }
@@ -137,7 +138,7 @@ impl Astride {
         if read_late {
             damage(&self.tiles);
         }
-        let answer = ask(&mut self.session, &self.question).unwrap()[0];
+        let answer = ask(&mut self.session, &self.question).expect("an answer")[0];
         assert_eq!(answer.got == answer.expected, answer.margin > 0.0);
         answer.margin
     }
@@ -154,7 +155,7 @@ fn grouped() -> Retrieval {
         head_dim: 64,
         intermediate: 64,
     };
-    Retrieval::new("grouped", &sizes).unwrap()
+    Retrieval::new("grouped", &sizes).expect("sizes that work")
 }
 
 #[test]
@@ -202,7 +203,7 @@ fn without_query_head(model: &Retrieval, layer: usize, query_head: usize) -> Wei
         }
         (id, view.dtype, bytes)
     });
-    Weights::from_memory(damaged.collect(), spec).unwrap()
+    Weights::from_memory(damaged.collect(), spec).expect("all tensors")
 }
 
 #[test]
@@ -348,7 +349,7 @@ fn encode(text: &str) -> Vec<u32> {
 
 fn text_of(ids: &[u32]) -> String {
     // The inverse of an `encode` that keeps whole bytes.
-    String::from_utf8(ids.iter().map(|id| *id as u8).collect()).unwrap()
+    String::from_utf8(ids.iter().map(|id| *id as u8).collect()).expect("text")
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl Rounded<'_> {
 /// and ends before `question_at`, which may be far away.
 fn margin_and_lead(model: &Retrieval, text_at: u64, question_at: u64) -> (f32, f32) {
     let request = Request { context: TEXT + 2, depths: even_depths(9), seed: 1 };
-    let haystack = code_haystack(model, &request, 1).unwrap();
+    let haystack = code_haystack(model, &request, 1).expect("the needles fit");
     let spec = model.spec();
     let half = spec.head_dim / 2;
     let mut cos = vec![0.0; (TEXT + 1) * half];
