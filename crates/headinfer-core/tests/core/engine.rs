@@ -44,7 +44,8 @@ fn progress_is_exact_and_ends_at_the_total() {
 #[test]
 fn a_cancelled_prefill_keeps_what_it_finished() {
     let (mut cancelled, mut whole) = (session(200), session(200));
-    let stop = &mut |p: Progress| if p.done >= 64 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let stop =
+        &mut |p: Progress| if p.done >= 64 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let Err(EngineError::Cancelled { done: 64, total: 100 }) = cancelled.prefill(&ids(100), stop) else {
         panic!("not cancelled after two chunks");
     };

@@ -1,0 +1,2 @@
+//! Tests of the CUDA backend.
+#![allow(missing_docs)] // tests speak by their names
