@@ -144,7 +144,7 @@ __device__ __forceinline__ void store_partial(const AttendParams &p, const Share
 }
 
 // Grid (splits * row_tiles, heads): tiles of one split run together and find its keys in the cache.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, HEAD_DIM <= 128 ? 3 : 1) attention_decode(const __grid_constant__ AttendParams p) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, HEAD_DIM <= 64 ? 3 : 1) attention_decode(const __grid_constant__ AttendParams p) {
     extern __shared__ float memory[];
     Shared &shared = *(Shared *)memory;
     u32 split = blockIdx.x / p.row_tiles, tile_row = blockIdx.x % p.row_tiles * ROWS;
