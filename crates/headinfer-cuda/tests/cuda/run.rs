@@ -2,27 +2,45 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use headinfer_core::backend::Backend;
 use headinfer_core::engine::Session;
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::model::weights::Weights;
-use headinfer_core::plan::{Command, Memory, Op, Plan, Request, Role, Schedule, Span, Step, hazard};
+use headinfer_core::plan::{
+    Command, DeviceKind, Memory, Op, Plan, Request, Role, Schedule, Span, Step, hazard,
+};
 use headinfer_cuda::{Cuda, CudaOptions, CudaWeights, probe};
 
-use crate::support::Draw;
+use crate::support::{Draw, request, tiny};
 
 /// Whether there is a GPU to test on. `HEADINFER_CUDA=required` makes its absence a failure.
 pub(crate) fn has_gpu() -> bool {
     match probe(0) {
-        Ok(_) => true,
+        Ok(_) => {
+            keep_context();
+            true
+        }
         Err(error) => {
             let required = std::env::var("HEADINFER_CUDA").is_ok_and(|v| v == "required");
             assert!(!required, "no CUDA device: {error}");
             eprintln!("skipped: no CUDA device ({error})");
             false
         }
+    }
+}
+
+/// One backend stays open while tests run: a context that nobody holds is destroyed, and making one takes longer than
+/// most tests.
+fn keep_context() {
+    static KEPT: Mutex<Option<Cuda>> = Mutex::new(None);
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if kept.is_none() {
+        let spec = tiny(1, 1, 1, 64);
+        let plan = Plan::new(&spec, &request(DeviceKind::Cuda, 256)).expect("the plan fits");
+        let cuda = Cuda::open(Arc::new(plan), CudaWeights::Random { seed: 0 }, &options());
+        *kept = Some(cuda.expect("the backend opens"));
     }
 }
 
