@@ -3,8 +3,8 @@
 use anyhow::Result;
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::plan::paper::PaperLayout;
-use headinfer_core::plan::{DeviceKind, Overrides, PlacementMode, Plan, Request};
-use headinfer_core::units::{Bytes, GIB};
+use headinfer_core::plan::{DeviceKind, PlacementMode, Plan, Request};
+use headinfer_core::units::Bytes;
 use serde::Serialize;
 
 use crate::args::{DeviceChoice, Environment, MemoryArgs};
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &MemoryArgs, environment: &Environment) -> Result<()> {
         DeviceChoice::Cpu => DeviceKind::Cpu,
         DeviceChoice::Auto | DeviceChoice::Cuda => DeviceKind::Cuda,
     };
-    let mut request = open::request(&source, &spec, device, 1, &args.engine, environment);
+    let mut request = open::request(0, device, 1, &args.engine, environment);
     if args.engine.host_memory.is_none() {
         request.host_budget = ANY_HOST;
     }
