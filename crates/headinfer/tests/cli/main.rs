@@ -1,6 +1,7 @@
 //! The command line as a user meets it: the built program, its output, its exit codes.
 
 mod bad_input;
+mod bench;
 mod help;
 mod interrupt;
 mod logits;

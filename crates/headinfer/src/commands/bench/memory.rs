@@ -152,7 +152,9 @@ fn doublings(values: &[f64]) -> Vec<Tick> {
     }
     let (first, last) = (low.log2().floor() as i32, high.log2().ceil() as i32);
     let step = ((last - first) / 10 + 1) as usize;
-    let tick = |power: i32| Tick { at: f64::from(power).exp2(), text: Bytes(1 << power.max(0)).to_string() };
+    // Whole units: 16.0 GiB is 16 GiB here.
+    let text = |power: i32| Bytes(1 << power.max(0)).to_string().replace(".00 ", " ").replace(".0 ", " ");
+    let tick = |power: i32| Tick { at: f64::from(power).exp2(), text: text(power) };
     (first..=last).step_by(step).map(tick).collect()
 }
 
