@@ -60,6 +60,6 @@ pub(crate) fn open(plan: Arc<Plan>, model: &Model, engine: &EngineArgs) -> Resul
 const NO_CUDA: &str = "this build has no CUDA backend";
 
 /// Why no CUDA device can be used; `None` when one can.
-fn cuda_missing() -> Option<&'static str> {
+pub(crate) fn cuda_missing() -> Option<&'static str> {
     Some(NO_CUDA)
 }

@@ -313,3 +313,7 @@ fn weigh_columns<S: Simd, const R: usize, const W: usize>(
     }
     W
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

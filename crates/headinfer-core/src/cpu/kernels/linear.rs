@@ -210,8 +210,8 @@ fn dots_f32<S: Simd>(x: &[&[f32]; ROWS], w: &[f32]) -> [f32; ROWS] {
 /// Where tasks write columns of their own.
 struct Columns(*mut f32);
 
-// SAFETY: each task of `many_rows` writes its own columns.
 #[allow(unsafe_code)] // the interface of `gemm` is pointers
+// SAFETY: each task of `many_rows` writes its own columns.
 unsafe impl Sync for Columns {}
 
 impl Columns {

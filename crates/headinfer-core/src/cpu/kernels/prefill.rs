@@ -221,11 +221,11 @@ fn values_tile<S: Simd>(
         }
         for r in 0..TILE_ROWS.min(rows - tile) {
             let shrink = shrink[tile + r];
-            for t in 0..vectors {
+            for (t, sum) in sums[r].iter().enumerate().take(vectors) {
                 let at = column + t * S::LANES;
                 let end = d.min(at + S::LANES);
                 let to = &mut acc[(tile + r) * d..][..d];
-                add_scaled::<S>(&mut to[at..end], shrink, sums[r][t]);
+                add_scaled::<S>(&mut to[at..end], shrink, *sum);
             }
         }
     }

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::plan::paper::PaperLayout;
-use headinfer_core::plan::{DeviceKind, Overrides, PlacementMode, Plan, Request};
-use headinfer_core::units::{Bytes, GIB};
+use headinfer_core::plan::{DeviceKind, PlacementMode, Plan, Request};
+use headinfer_core::units::Bytes;
 use serde::Serialize;
 
 use crate::args::{DeviceChoice, Environment, MemoryArgs};
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &MemoryArgs, environment: &Environment) -> Result<()> {
         DeviceChoice::Cpu => DeviceKind::Cpu,
         DeviceChoice::Auto | DeviceChoice::Cuda => DeviceKind::Cuda,
     };
-    let mut request = open::request(&source, &spec, device, 1, &args.engine, environment);
+    let mut request = open::request(0, device, 1, &args.engine, environment);
     if args.engine.host_memory.is_none() {
         request.host_budget = ANY_HOST;
     }
@@ -152,7 +152,9 @@ fn doublings(values: &[f64]) -> Vec<Tick> {
     }
     let (first, last) = (low.log2().floor() as i32, high.log2().ceil() as i32);
     let step = ((last - first) / 10 + 1) as usize;
-    let tick = |power: i32| Tick { at: f64::from(power).exp2(), text: Bytes(1 << power.max(0)).to_string() };
+    // Whole units: 16.0 GiB is 16 GiB here.
+    let text = |power: i32| Bytes(1 << power.max(0)).to_string().replace(".00 ", " ").replace(".0 ", " ");
+    let tick = |power: i32| Tick { at: f64::from(power).exp2(), text: text(power) };
     (first..=last).step_by(step).map(tick).collect()
 }
 

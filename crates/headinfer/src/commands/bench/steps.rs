@@ -31,12 +31,10 @@ impl Bench {
     pub(super) fn open(args: &MeasureArgs, environment: &Environment) -> Result<Self> {
         let source = ModelSource::parse(&args.model)?;
         let device = device::choose(args.engine.device)?;
-        let spec = source.spec(&environment.hub)?;
-        let request = open::request(&source, &spec, device, args.context, &args.engine, environment);
-        // What does not fit is refused before weights are made.
-        Plan::new(&spec, &request)?;
-        let model = source.load(&environment.hub)?;
-        let mut session = open::session(&model, &request, &args.engine)?;
+        let model = source.find(&environment.hub)?;
+        let request = open::request(model.generated_bytes(), device, args.context, &args.engine, environment);
+        let plan = open::plan(&model.spec, &request)?;
+        let mut session = open::session(&model, plan, &args.engine)?;
         session.backend_mut().record_timeline(true);
         let pool = measure::pool(args.engine.threads)?;
         let field = pool.install(measure::field)?;
@@ -92,7 +90,8 @@ impl Bench {
 
     /// Ceilings, measured once more: the higher of before and after counts.
     pub(super) fn ceilings(&self) -> Ceilings {
-        self.ceilings.or(self.pool.install(|| Ceilings::measure(&self.field)))
+        let field = &self.field;
+        self.ceilings.or(self.pool.install(|| Ceilings::measure(field)))
     }
 }
 

@@ -1,6 +1,5 @@
 //! The answers as a picture: depth downwards, seeds across, the colour of a cell its margin.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 
 use anyhow::Result;
@@ -8,55 +7,43 @@ use headinfer_core::niah::Cell;
 
 use super::Report;
 use crate::output::OutFile;
-
-const CELL: [usize; 2] = [56, 28];
-const LEFT: usize = 64;
-const TOP: usize = 64;
+use crate::plot::{self, HeatMap};
 
 /// Writes the picture.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub(super) fn write(mut file: OutFile, report: &Report) -> Result<()> {
-    file.write_all(svg(report).as_bytes()).map_err(|e| file.failed(e))?;
+    file.write_all(map(report).svg().as_bytes()).map_err(|e| file.failed(e))?;
     file.publish()
 }
 
-/// A picture of its own: no script, no font to load.
-fn svg(report: &Report) -> String {
+/// Red when wrong, where the margin is below 0; greener with the margin when right.
+fn map(report: &Report) -> HeatMap {
     let (seeds, depths) = axes(&report.cells);
-    let largest = report.cells.iter().map(|c| c.margin_min).fold(f32::MIN_POSITIVE, f32::max);
-    let (width, height) = (LEFT + seeds.len().max(6) * CELL[0] + 16, TOP + depths.len() * CELL[1] + 16);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
-         height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
+    let largest =
+        report.cells.iter().map(|c| f64::from(c.margin_min).abs()).fold(f64::MIN_POSITIVE, f64::max);
+    let cell = |seed: &u64, depth: &f64| {
+        let found = report.cells.iter().find(|c| c.seed == *seed && c.depth == *depth);
+        // A place that nobody asked at has no value.
+        let value = found.map_or(f64::NAN, |c| match (c.correct, f64::from(c.margin_min)) {
+            (true, margin) => margin,
+            (false, margin) => margin.min(-largest),
+        });
+        let text = found.map_or(String::new(), |c| format!("{:.2}", c.margin_min));
+        plot::Cell { value, text }
+    };
     let Report { context, correct, trials, .. } = report;
-    let title = format!("needles in {context} tokens: {correct} of {trials} found");
-    text(&mut svg, [8, 20], "start", &title);
-    text(&mut svg, [LEFT - 8, TOP - 10], "end", "depth");
-    for (column, seed) in seeds.iter().enumerate() {
-        text(&mut svg, [LEFT + column * CELL[0] + CELL[0] / 2, TOP - 10], "middle", &format!("seed {seed}"));
+    HeatMap {
+        title: format!("Needles in {context} tokens: {correct} of {trials} found"),
+        x_label: "seed of the haystack".into(),
+        y_label: "depth".into(),
+        cells: depths.iter().map(|depth| seeds.iter().map(|seed| cell(seed, depth)).collect()).collect(),
+        columns: seeds.iter().map(u64::to_string).collect(),
+        rows: depths.iter().map(|depth| format!("{:.0} %", 100.0 * depth)).collect(),
+        range: (-largest, largest),
+        scale_label: "margin".into(),
     }
-    for (row, depth) in depths.iter().enumerate() {
-        text(&mut svg, [LEFT - 8, TOP + row * CELL[1] + 18], "end", &format!("{depth:.2}"));
-    }
-    for cell in &report.cells {
-        let at = |list: &[f64], value: f64| list.iter().position(|x| *x == value).unwrap_or(0);
-        let column = seeds.iter().position(|s| *s == cell.seed).unwrap_or(0);
-        let (x, y) = (LEFT + column * CELL[0], TOP + at(&depths, cell.depth) * CELL[1]);
-        let [w, h] = CELL;
-        let fill = colour(cell, largest);
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            svg,
-            "<rect x=\"{x}\" y=\"{y}\" width=\"{w}\" height=\"{h}\" fill=\"{fill}\" stroke=\"white\"/>"
-        );
-        text(&mut svg, [x + w / 2, y + 18], "middle", &format!("{:.2}", cell.margin_min));
-    }
-    svg += "</svg>\n";
-    svg
 }
 
 fn axes(cells: &[Cell]) -> (Vec<u64>, Vec<f64>) {
@@ -67,21 +54,6 @@ fn axes(cells: &[Cell]) -> (Vec<u64>, Vec<f64>) {
     depths.sort_by(f64::total_cmp);
     depths.dedup();
     (seeds, depths)
-}
-
-fn text(svg: &mut String, [x, y]: [usize; 2], anchor: &str, words: &str) {
-    // Writing to a String cannot fail.
-    let _ = writeln!(svg, "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\">{words}</text>");
-}
-
-/// Red when wrong; from pale to full green with the margin when right.
-fn colour(cell: &Cell, largest: f32) -> String {
-    if !cell.correct {
-        return "#e05252".into();
-    }
-    let share = (cell.margin_min / largest).clamp(0.0, 1.0);
-    let mix = |pale: f32, full: f32| (pale + (full - pale) * share) as u8;
-    format!("#{:02x}{:02x}{:02x}", mix(228.0, 88.0), mix(244.0, 184.0), mix(228.0, 110.0))
 }
 
 #[cfg(test)]
@@ -110,11 +82,12 @@ mod tests {
             prefill_s: 1.0,
             cells: vec![cell(0, 0.0, true), cell(0, 1.0, false), cell(1, 0.0, true)],
         };
-        let svg = svg(&report);
-        assert_eq!(svg.matches("#58b86e").count(), 2);
-        assert_eq!(svg.matches("#e05252").count(), 1);
-        assert!(svg.contains("2 of 3 found") && svg.contains("seed 1") && svg.contains(">1.00<"));
+        let map = map(&report);
+        let values: Vec<f64> = map.cells.iter().flatten().map(|c| c.value).collect();
         // The wrong one: first column, second row.
-        assert!(svg.contains(&format!("<rect x=\"{LEFT}\" y=\"{}\"", TOP + CELL[1])));
+        assert_eq!(values[..3], [2.0, 2.0, -2.0]);
+        assert!(values[3].is_nan());
+        let svg = map.svg();
+        assert!(svg.contains("2 of 3 found") && svg.contains(">100 %<") && svg.contains(">-1.00<"));
     }
 }

@@ -1,0 +1,144 @@
+//! `bench` and `doctor`: small runs, so that the measurements cannot rot.
+
+use serde_json::Value;
+
+use crate::support::{Ran, headinfer, run};
+
+const FIELDS: [&str; 13] = [
+    "context",
+    "seconds",
+    "tokens_per_s",
+    "floor_s",
+    "ratio_to_floor",
+    "attention_tflops",
+    "link_gb_s",
+    "host_gb_s",
+    "copy_hidden_fraction",
+    "device_peak_bytes",
+    "plan_device_bytes",
+    "host_bytes",
+    "attention_of_peak",
+];
+
+/// Checks the fields that `bench prefill` and `bench decode` share.
+fn measured(line: &str) -> Value {
+    let report = run(line).json();
+    for field in FIELDS {
+        assert!(report[field].as_f64().unwrap() >= 0.0, "{field}: {report}");
+    }
+    for field in ["seconds", "attention_tflops", "attention_of_peak", "host_gb_s", "read_peak_gb_s"] {
+        assert!(report[field].as_f64().unwrap() > 0.0, "{field}: {report}");
+    }
+    assert_eq!(report["device_peak_bytes"], report["plan_device_bytes"]);
+    assert_eq!(report["host_bytes"], report["plan_host_bytes"]);
+    let hash = report["logits_hash"].as_str().unwrap();
+    assert!(hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit()));
+    report
+}
+
+#[test]
+fn placement_changes_no_hash_of_a_prefill() {
+    let line = "bench prefill -m random:tiny --device cpu -c 600 --chunk 128 --json --placement";
+    let (resident, offload) = (measured(&format!("{line} resident")), measured(&format!("{line} offload")));
+    assert_eq!(resident["logits_hash"], offload["logits_hash"]);
+    assert_eq!(resident["link_gb_s"], 0.0);
+    assert!(offload["link_gb_s"].as_f64().unwrap() > 0.0 && offload["host_bytes"].as_u64().unwrap() > 0);
+    assert_eq!((&resident["context"], &resident["tokens"]), (&600.into(), &600.into()));
+}
+
+#[test]
+fn a_synthetic_past_is_the_same_wherever_it_is_kept() {
+    let prefill = "bench prefill -m random:tiny --device cpu -c 900 --at 800 --json --placement";
+    let hash = |line: String| measured(&line)["logits_hash"].clone();
+    assert_eq!(hash(format!("{prefill} resident")), hash(format!("{prefill} offload --tile 256")));
+    let decode = "bench decode -m random:tiny --device cpu -c 900 -n 3 --synthetic --json --placement";
+    assert_eq!(hash(format!("{decode} resident")), hash(format!("{decode} offload --tile 512")));
+    assert_ne!(hash(format!("{decode} resident")), hash(format!("{decode} resident --seed 1")));
+}
+
+#[test]
+fn decode_after_a_real_prefill_is_measured() {
+    let report = measured("bench decode -m random:tiny --device cpu -c 300 -n 4 --json");
+    assert_eq!(report["tokens"], 1);
+}
+
+#[test]
+fn memory_of_the_papers_case_is_flat_from_128k_to_4m() {
+    let folder = tempfile::tempdir().unwrap();
+    let plot = folder.path().join("memory.svg");
+    let line = format!("bench memory -c 1k,128k,1M,4M --json --plot {}", plot.display());
+    let report = run(&line).json();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 4);
+    assert_eq!(rows[1]["offloaded_bytes"], rows[3]["offloaded_bytes"]);
+    assert_eq!(rows[1]["offloaded_kv_bytes"], rows[3]["offloaded_kv_bytes"]);
+    assert!(rows[3]["within_budget_bytes"].as_u64() <= report["budget_bytes"].as_u64());
+    // The paper's figure at 1M: 207 GB for the standard layout.
+    let standard = rows[2]["compared"][0]["device_bytes"].as_f64().unwrap() / f64::from(1 << 30);
+    assert!((standard - 207.0).abs() < 1.0, "{standard}");
+    let svg = std::fs::read_to_string(plot).unwrap();
+    assert_eq!((svg.matches("<polyline").count(), svg.matches("<circle").count()), (6, 24));
+    for text in ["headinfer, offloaded", "standard", "4M", "16 GiB"] {
+        assert!(svg.contains(&format!(">{text}</text>")), "{text}");
+    }
+}
+
+#[test]
+fn overlap_writes_a_trace_of_every_lane() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.json");
+    let line = "bench overlap -m random:tiny --device cpu -c 900 --chunk 64 --tile 256 --placement offload";
+    let report = run(&format!("{line} --json --trace {}", trace.display())).json();
+    let hidden = report["copy_hidden_fraction"].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&hidden));
+    let lanes = report["lanes"].as_array().unwrap();
+    let commands: u64 = lanes
+        .iter()
+        .flat_map(|lane| lane["ops"].as_object().unwrap().values())
+        .map(|op| op["commands"].as_u64().unwrap())
+        .sum();
+    let trace: Value = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    assert_eq!(events.iter().filter(|e| e["ph"] == "X").count() as u64, commands);
+    for name in ["fetch", "evict", "attend", "project", "mlp"] {
+        assert!(events.iter().any(|e| e["name"] == name), "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    run("bench link").fails(2, &["bench link measures a CUDA device", "hint: "]);
+    run("bench attention").fails(2, &["bench attention measures a CUDA device"]);
+    run("bench speed").fails(2, &["speed"]);
+    let tiny = "-m random:tiny --device cpu";
+    run(&format!("bench prefill {tiny} -c 100 --at 100")).fails(2, &["--at 100", "--context 100"]);
+    run(&format!("bench decode {tiny} -c 16 -n 16")).fails(2, &["16 tokens leave no past"]);
+    run(&format!("bench overlap {tiny} -c 100")).fails(2, &["no past to fetch", "hint: "]);
+    run("bench memory -c 0").fails(2, &["--context 0"]);
+    run("bench memory -c 1k --plot /nonexistent/x.svg").fails(1, &["cannot write /nonexistent/x.svg"]);
+}
+
+#[test]
+fn doctor_keeps_its_figures_for_the_planner() {
+    let cache = tempfile::tempdir().unwrap();
+    let run =
+        |line: &str| Ran::of(headinfer().env("HEADINFER_CACHE", cache.path()).args(line.split_whitespace()));
+    let report = run("doctor --json").json();
+    for field in ["cores", "cores_allowed", "memory_bytes", "memory_available_bytes", "cache_free_bytes"] {
+        assert!(report[field].as_u64().unwrap() > 0, "{field}: {report}");
+    }
+    for field in ["fma_gflops", "read_gb_s", "read_one_thread_gb_s", "copy_gb_s", "gemm_gflops"] {
+        assert!(report["measured"][field].as_f64().unwrap() > 0.0, "{field}: {report}");
+    }
+    assert_eq!(report["measured"]["attention"].as_array().unwrap().len(), 4);
+    for field in ["os", "cpu", "isa", "cuda_missing"] {
+        assert!(!report[field].as_str().unwrap().is_empty(), "{field}: {report}");
+    }
+    let kept = report["kept"].as_str().unwrap();
+    assert!(std::fs::read_to_string(kept).unwrap().contains("measured by headinfer doctor"));
+    let planned = run("plan -m random:tiny -c 4k --device cpu --json").json();
+    assert!(planned["machine"].as_str().unwrap().starts_with("measured by headinfer doctor"), "{planned}");
+
+    let looked = run("doctor --look --json").json();
+    assert!(looked["measured"].is_null() && looked["kept"].is_null());
+}
