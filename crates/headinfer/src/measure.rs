@@ -3,7 +3,7 @@
 use anyhow::Result;
 use headinfer_core::cpu::kernels::{Isa, ceiling};
 use headinfer_core::cpu::measure::Field;
-use headinfer_core::units::{Bytes, GIB, MIB};
+use headinfer_core::units::{Bytes, MIB};
 use rayon::ThreadPool;
 
 use crate::error::{Exit, Failure};
@@ -26,7 +26,7 @@ pub(crate) fn pool(threads: Option<u16>) -> Result<ThreadPool> {
 /// # Errors
 /// When the system refuses the memory.
 pub(crate) fn field() -> Result<Field> {
-    let bytes = (machine::available_memory() / 8).clamp(64 * MIB, GIB);
+    let bytes = (machine::available_memory() / 8).clamp(64 * MIB, 512 * MIB);
     let refused =
         |e| Failure::new(Exit::Failed, format!("cannot map {} to measure on", Bytes(bytes))).because(e);
     Ok(Field::new(bytes as usize).map_err(refused)?)

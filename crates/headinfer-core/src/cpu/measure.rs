@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use memmap2::MmapMut;
+use rayon::prelude::*;
 
 use super::kernels::{
     Geometry, HeadTask, Isa, KvRows, StateMut, WeightMatrix, attend_decode, attend_prefill, ceiling, linear,
@@ -22,6 +23,9 @@ pub struct HeadShape {
     pub group: usize,
 }
 
+/// Values of the random piece that fills a field.
+const PIECE: usize = 1 << 19;
+
 /// Memory to measure on: random bf16 values on huge pages, touched by all threads, far larger than caches.
 pub struct Field {
     map: MmapMut,
@@ -36,7 +40,11 @@ impl Field {
         let mut map = MmapMut::map_anon(bytes.next_multiple_of(1 << 20))?;
         // As the KV store is mapped; a refusal only costs speed.
         let _ = map.advise(memmap2::Advice::HugePage);
-        SyntheticKv::new(0, 0, Half::Key).fill(0, bytemuck::cast_slice_mut(&mut map));
+        // The speed of nothing depends on these values, but for being neither zeros nor denormal: one piece serves.
+        let mut piece = vec![0u16; PIECE];
+        SyntheticKv::new(0, 0, Half::Key).fill(0, &mut piece);
+        let halves: &mut [u16] = bytemuck::cast_slice_mut(&mut map);
+        halves.par_chunks_mut(PIECE).for_each(|to| to.copy_from_slice(&piece[..to.len()]));
         Ok(Self { map })
     }
 

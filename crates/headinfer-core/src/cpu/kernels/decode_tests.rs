@@ -1,3 +1,5 @@
+//! Decode attention against f64, and against itself in other groupings.
+
 use super::*;
 use crate::model::synthetic::{Half, SyntheticKv};
 
