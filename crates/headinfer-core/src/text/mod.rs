@@ -8,6 +8,7 @@ mod config;
 mod date;
 mod decoder;
 mod detokenizer;
+mod processor;
 #[cfg(test)]
 mod samples;
 mod split;
