@@ -3,6 +3,7 @@
 //! Must not know the plan, any backend, the command line or the clock: the date a template may ask for is
 //! an input.
 
+mod bpe;
 pub mod chat;
 mod config;
 mod date;

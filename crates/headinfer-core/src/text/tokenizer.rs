@@ -12,6 +12,7 @@ use crate::model::ModelError;
 use crate::model::error::printable;
 use crate::model::json::read_text;
 use crate::model::spec::ModelSpec;
+use crate::text::bpe::check_model;
 use crate::text::config::TextConfig;
 use crate::text::decoder::Decoder;
 use crate::text::detokenizer::Detokenizer;
@@ -205,6 +206,7 @@ fn parse(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer, ModelError> 
         None => return Err(ModelError::field(path, "model", "is missing")),
         Some(None) => return Err(ModelError::field(path, "model", "must be an object")),
         Some(Some(model)) => {
+            check_model(model, path)?;
             if let Some(dropout) = model.get_mut("dropout") {
                 *dropout = Value::Null;
             }

@@ -109,9 +109,16 @@ fn files_that_are_no_tokenizer_are_refused() {
     }
     let deep = ["{\"decoder\":".repeat(100_000), "}".repeat(100_000)].concat();
     assert!(load(deep.as_bytes()).contains("is not JSON"));
-    let mut sample = byte_level();
-    sample["model"]["merges"] = json!(["q q q"]);
-    assert!(refused(&sample, None).contains("not a tokenizer that can be read"));
+    let with = |key: &str, value: Value| {
+        let mut sample = byte_level();
+        sample["model"][key] = value;
+        refused(&sample, None)
+    };
+    assert!(with("merges", json!(["q q q"])).contains("`model.merges` has 'q q q'"));
+    assert!(with("merges", json!([["Ġthe", "Ġthe"]])).contains("`model.merges` has 'Ġthe Ġthe'"));
+    assert!(with("merges", json!(["q"])).contains("not a tokenizer that can be read"));
+    assert!(with("type", json!("Unigram")).contains("'Unigram' is not supported; supported: BPE, WordLevel"));
+    assert!(with("continuing_subword_prefix", json!("##")).contains("`model.continuing_subword_prefix`"));
     let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
     let absent = json!({"SpecialToken": {"id": "<x>", "type_id": 0}});
     for (single, problem) in [
