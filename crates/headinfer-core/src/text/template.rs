@@ -1,5 +1,9 @@
 //! Chat templates: Jinja as transformers sets it up, within bounds of work, memory and stack.
 //!
+//! The engine charges for what a template does, makes and prints; what is printed or written as JSON is weighed
+//! before. It compares, hashes and joins (`==`, `~`) containers without weighing them, so a template made to
+//! compare lists that share their parts many times over can still take long.
+//!
 //! Must not know what a message is.
 
 use std::path::{Path, PathBuf};
