@@ -239,8 +239,12 @@ fn fit(spec: &ModelSpec, request: &Request, knobs: Knobs) -> Option<Plan> {
 fn relievable(spec: &ModelSpec, request: &Request, layout: &Layout, device: u64) -> bool {
     let over = layout.bytes(Memory::Host).saturating_sub(request.host_budget);
     let free = free_heads(spec, request, layout, device);
-    let per_head = layout.store_rows() as u64 * 4 * spec.head_dim as u64;
-    may_keep_heads(request) && over <= free as u64 * per_head
+    may_keep_heads(request) && over <= free as u64 * head_store_bytes(spec, layout)
+}
+
+/// Bytes of one head's store on the host.
+fn head_store_bytes(spec: &ModelSpec, layout: &Layout) -> u64 {
+    layout.store_rows() as u64 * 4 * spec.head_dim as u64
 }
 
 fn may_keep_heads(request: &Request) -> bool {
@@ -292,17 +296,29 @@ fn check_overrides(spec: &ModelSpec, request: &Request) -> Result<(), PlanError>
 }
 
 fn does_not_fit(spec: &ModelSpec, request: &Request) -> PlanError {
-    let weights = *weight_places(spec, request).last().unwrap_or(&WeightPlace::InPlace);
-    let mut least = knobs(spec, request, weights, LEVELS - 1);
-    if request.placement == PlacementMode::Resident {
-        least.resident_heads = spec.layers * spec.kv_heads;
-    }
-    let layout = Layout::new(spec, least);
-    let device = layout.bytes(Memory::Device) + request.machine.device_overhead;
-    let device_short = device > request.device_budget;
-    let (memory, name, need, have) = match device_short {
-        true => (Memory::Device, "device", device, request.device_budget),
-        false => (Memory::Host, "host", layout.bytes(Memory::Host), request.host_budget),
+    let least = |weights| {
+        let mut least = knobs(spec, request, weights, LEVELS - 1);
+        if request.placement == PlacementMode::Resident {
+            least.resident_heads = spec.layers * spec.kv_heads;
+        }
+        Layout::new(spec, least)
+    };
+    let on_device = |layout: &Layout| layout.bytes(Memory::Device) + request.machine.device_overhead;
+    // Weights that stream take host memory: they help only where the device is what is short.
+    let layouts: Vec<_> = weight_places(spec, request).into_iter().map(least).collect();
+    let fitting = layouts.iter().find(|layout| on_device(layout) <= request.device_budget);
+    let Some(layout) = fitting.or(layouts.last()) else { unreachable!("weights have a place") };
+    let device = on_device(layout);
+    let relief = match may_keep_heads(request) && fitting.is_some() {
+        true => free_heads(spec, request, layout, device) as u64 * head_store_bytes(spec, layout),
+        false => 0,
+    };
+    let (memory, name, need, have) = match fitting {
+        None => (Memory::Device, "device", device, request.device_budget),
+        Some(_) => {
+            let need = layout.bytes(Memory::Host).saturating_sub(relief);
+            (Memory::Host, "host", need, request.host_budget)
+        }
     };
     let mut largest: Vec<_> = layout.regions().iter().filter(|r| r.span.memory == memory).collect();
     largest.sort_by_key(|r| std::cmp::Reverse(r.span.bytes));

@@ -47,7 +47,7 @@ fn what_does_not_fit_says_need_have_and_the_flag() {
     let line = "plan -m random:llama-3-8b -c 1M --device cuda --gpu-memory 2GiB --host-memory 1TiB";
     run(line).fails(3, &["needs", "of 2.00 GiB", "largest: ", "--gpu-memory"]);
     let line = "plan -m random:llama-3-8b -c 1M --device cuda --host-memory 16GiB";
-    run(line).fails(3, &["128 GiB of 16.0 GiB", "--host-memory", "--context"]);
+    run(line).fails(3, &["GiB of 16.0 GiB", "--host-memory", "--context"]);
     let refused = run(&format!("{line} --json"));
     assert_eq!(refused.code, 3);
     let object: serde_json::Value = serde_json::from_str(&refused.stdout).unwrap();
@@ -61,7 +61,7 @@ fn what_does_not_fit_says_need_have_and_the_flag() {
 fn auto_says_that_the_cpu_is_used() {
     let plan = run("plan -m random:tiny -c 1k");
     assert_eq!(plan.stderr.lines().count(), 1, "{plan:?}");
-    assert!(plan.stderr.starts_with("no CUDA device was found"));
+    assert!(plan.stderr.starts_with("the CPU is used: "), "{plan:?}");
 }
 
 #[test]

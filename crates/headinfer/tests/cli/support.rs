@@ -50,7 +50,7 @@ impl Ran {
         assert_eq!(self.stdout, "", "{self:?}");
         let errors: Vec<&str> = self.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
         assert_eq!(errors.len(), 1, "{self:?}");
-        let known = ["error: ", "cause: ", "hint: ", "no CUDA device", "warning: "];
+        let known = ["error: ", "cause: ", "hint: ", "the CPU is used: ", "warning: "];
         for line in self.stderr.lines() {
             assert!(known.iter().any(|start| line.starts_with(start)), "{self:?}");
         }
