@@ -1,1 +1,70 @@
-//! CUDA backend.
+//! CUDA backend of headinfer: the same plans as the CPU backend, on an NVIDIA GPU.
+//!
+//! Binaries with it build and start on machines without CUDA: driver, NVRTC and cuBLASLt are looked for when a
+//! device is asked for. Knows no command line and no environment variable. The only FFI of the project.
+#![allow(unsafe_code)] // the driver's interface; each block says why it is sound
+
+mod arena;
+mod backend;
+pub mod compile;
+mod device;
+mod error;
+mod exec;
+mod gemm;
+mod launch;
+mod stream;
+mod weights;
+
+use headinfer_core::units::Bytes;
+use thiserror::Error;
+
+pub use backend::{Cuda, CudaOptions};
+pub use device::{DeviceInfo, probe};
+pub use error::{CudaError, Version};
+pub use weights::CudaWeights;
+
+/// Why a CUDA backend could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The device or a library is missing, or failed.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// The device refused the memory the plan needs.
+    #[error(
+        "the GPU has {free} free but the plan needs {bytes}: another process may hold the rest; \
+         give a smaller --gpu-memory"
+    )]
+    DeviceMemory {
+        /// What the plan asked for.
+        bytes: Bytes,
+        /// What was free.
+        free: Bytes,
+    },
+    /// The operating system refused the memory the plan needs.
+    #[error("cannot map {bytes} of host memory: give a smaller --host-memory or --context")]
+    HostMemory {
+        /// What the plan asked for.
+        bytes: Bytes,
+        /// The refusal.
+        source: std::io::Error,
+    },
+    /// The driver refused to pin memory.
+    #[error(
+        "cannot pin {bytes} of host memory, {done} done ({error}): raise the limit on locked memory or \
+             give a smaller --host-memory"
+    )]
+    Pin {
+        /// What the plan asked for.
+        bytes: Bytes,
+        /// What was pinned before the refusal.
+        done: Bytes,
+        /// The refusal.
+        error: CudaError,
+    },
+    /// The plan is of a kind that this backend does not run.
+    #[error("{0}")]
+    Plan(String),
+    /// The weights are of a type that this backend does not compute with.
+    #[error("{0}")]
+    Weights(String),
+}

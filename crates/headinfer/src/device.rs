@@ -1,11 +1,13 @@
 //! The seam to devices: which kind there is, and a backend of that kind for a plan.
 
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
 use headinfer_core::backend::Backend;
 use headinfer_core::cpu::{Cpu, CpuOptions};
 use headinfer_core::plan::{DeviceKind, Plan};
+use headinfer_cuda::{Cuda, CudaError, CudaOptions, CudaWeights, DeviceInfo};
 
 use crate::args::{DeviceChoice, EngineArgs};
 use crate::error::{Exit, Failure};
@@ -17,15 +19,18 @@ use crate::output;
 /// # Errors
 /// [`Failure`] when `cuda` is asked for and cannot be had.
 pub(crate) fn choose(choice: DeviceChoice) -> Result<DeviceKind> {
+    if choice == DeviceChoice::Cpu {
+        return Ok(DeviceKind::Cpu);
+    }
     match (choice, cuda_missing()) {
-        (DeviceChoice::Cpu, _) => Ok(DeviceKind::Cpu),
-        (DeviceChoice::Auto | DeviceChoice::Cuda, None) => Ok(DeviceKind::Cuda),
+        (_, None) => Ok(DeviceKind::Cuda),
         (DeviceChoice::Auto, Some(why)) => {
-            output::remark(&format!("no CUDA device was found ({why}): the CPU is used"));
+            output::remark(&format!("the CPU is used: {}", why.trim_end_matches(": use --device cpu")));
             Ok(DeviceKind::Cpu)
         }
-        (DeviceChoice::Cuda, Some(why)) => {
-            let message = format!("no CUDA device was found: {why}");
+        (_, Some(why)) => {
+            let why = why.trim_end_matches(": use --device cpu");
+            let message = format!("no CUDA device can be used: {why}");
             Err(Failure::new(Exit::Failed, message).hint("give --device cpu").into())
         }
     }
@@ -42,24 +47,46 @@ pub(crate) fn choose_for_plan(choice: DeviceChoice) -> Result<DeviceKind> {
     }
 }
 
-/// Opens a backend for `plan` with the weights of `model`; it allocates all it will ever use.
+/// Opens a backend for `plan` with the weights of `model`; it allocates all it will ever use. `cache` is where
+/// compiled kernels are kept.
 ///
 /// # Errors
 /// When the weights cannot be used, or the device or the system refuses.
-pub(crate) fn open(plan: Arc<Plan>, model: &Model, engine: &EngineArgs) -> Result<Box<dyn Backend>> {
+pub(crate) fn open(
+    plan: Arc<Plan>,
+    model: &Model,
+    engine: &EngineArgs,
+    cache: Option<&Path>,
+) -> Result<Box<dyn Backend>> {
     match plan.request.device {
         DeviceKind::Cpu => {
             let threads = engine.threads.map_or(0, usize::from);
             let options = CpuOptions { threads, ..CpuOptions::default() };
             Ok(Box::new(Cpu::open(plan, model.weights()?, &options)?))
         }
-        DeviceKind::Cuda => Err(Failure::new(Exit::Failed, NO_CUDA).into()),
+        DeviceKind::Cuda => {
+            let weights = match model.seed() {
+                Some(seed) => CudaWeights::Random { seed },
+                None => CudaWeights::Loaded(model.weights()?),
+            };
+            let cache_dir = cache.map(|dir| dir.join("kernels"));
+            Ok(Box::new(Cuda::open(plan, weights, &CudaOptions { cache_dir, ..CudaOptions::default() })?))
+        }
     }
 }
 
-const NO_CUDA: &str = "this build has no CUDA backend";
+/// Bytes that are free on the CUDA device; `None` when there is none.
+pub(crate) fn cuda_free() -> Option<u64> {
+    probe().as_ref().ok().map(|info| info.free_bytes)
+}
 
 /// Why no CUDA device can be used; `None` when one can.
-pub(crate) fn cuda_missing() -> Option<&'static str> {
-    Some(NO_CUDA)
+pub(crate) fn cuda_missing() -> Option<String> {
+    probe().as_ref().err().map(ToString::to_string)
+}
+
+/// Looking makes a context, which takes a moment: once is enough.
+fn probe() -> &'static Result<DeviceInfo, CudaError> {
+    static FOUND: OnceLock<Result<DeviceInfo, CudaError>> = OnceLock::new();
+    FOUND.get_or_init(|| headinfer_cuda::probe(0))
 }

@@ -135,6 +135,14 @@ impl Model {
         }))
     }
 
+    /// The seed of random weights, which any device can make by itself.
+    pub(crate) fn seed(&self) -> Option<u64> {
+        match self.source {
+            ModelSource::Random(_, seed) => Some(seed),
+            ModelSource::Checkpoint(_) | ModelSource::Retrieval(_) => None,
+        }
+    }
+
     /// The circuit of a retrieval model, also when it was read from a folder.
     pub(crate) fn retrieval(&self) -> Option<Retrieval> {
         Retrieval::of(&self.spec).ok()

@@ -28,7 +28,10 @@ pub(crate) fn request(
         // Made on the device.
         DeviceKind::Cuda => 0,
     };
-    let budgets = kept.budgets(device, machine::available_memory().saturating_sub(generated));
+    let mut budgets = kept.budgets(device, machine::available_memory().saturating_sub(generated));
+    if let (DeviceKind::Cuda, None, Some(free)) = (device, kept.cuda_memory, device::cuda_free()) {
+        budgets.device = free;
+    }
     Request {
         device,
         context,
@@ -67,7 +70,12 @@ pub(crate) fn plan(spec: &ModelSpec, request: &Request) -> Result<Arc<Plan>, Pla
 ///
 /// # Errors
 /// When the weights cannot be used, or the backend cannot be opened.
-pub(crate) fn session(model: &Model, plan: Arc<Plan>, engine: &EngineArgs) -> Result<Session> {
-    let backend = device::open(plan.clone(), model, engine)?;
+pub(crate) fn session(
+    model: &Model,
+    plan: Arc<Plan>,
+    engine: &EngineArgs,
+    environment: &Environment,
+) -> Result<Session> {
+    let backend = device::open(plan.clone(), model, engine, environment.cache.as_deref())?;
     Ok(Session::new(plan, backend))
 }

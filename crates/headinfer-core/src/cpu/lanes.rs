@@ -3,7 +3,7 @@
 //! Knows lanes and events only; what a command does is the caller's closure.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::backend::Timed;
 use crate::plan::{Command, Lane, Schedule};
@@ -164,30 +164,6 @@ fn next_random(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Time that copies took, and the part of it during which the compute or host lane was busy.
-pub(crate) fn copy_overlap(timed: &[Timed]) -> (Duration, Duration) {
-    let is_copy = |t: &&Timed| matches!(t.lane, Lane::In | Lane::Out);
-    let mut busy: Vec<(Duration, Duration)> =
-        timed.iter().filter(|t| !is_copy(t)).map(|t| (t.start, t.end)).collect();
-    busy.sort();
-    let mut merged: Vec<(Duration, Duration)> = Vec::new();
-    for (start, end) in busy {
-        match merged.last_mut() {
-            Some(last) if start <= last.1 => last.1 = last.1.max(end),
-            _ => merged.push((start, end)),
-        }
-    }
-    let (mut copy, mut hidden) = (Duration::ZERO, Duration::ZERO);
-    for t in timed.iter().filter(is_copy) {
-        copy += t.end - t.start;
-        let first = merged.partition_point(|(_, end)| *end <= t.start);
-        for (start, end) in merged[first..].iter().take_while(|(start, _)| *start < t.end) {
-            hidden += (*end).min(t.end) - (*start).max(t.start);
-        }
-    }
-    (copy, hidden)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,19 +212,5 @@ mod tests {
             run(&schedule, LaneOrder::Threads, &|c: &Command| assert!(c.lane != Lane::In, "broken copy"));
         });
         assert!(result.is_err());
-    }
-
-    #[test]
-    fn overlap_is_the_shared_time() {
-        let at = |lane, start, end| Timed {
-            command: 0,
-            lane,
-            name: "x",
-            start: Duration::from_millis(start),
-            end: Duration::from_millis(end),
-        };
-        let timed = [at(Lane::Compute, 0, 10), at(Lane::Compute, 20, 30), at(Lane::In, 5, 25)];
-        let (copy, hidden) = copy_overlap(&timed);
-        assert_eq!((copy.as_millis(), hidden.as_millis()), (20, 10));
     }
 }

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 pub use lanes::LaneOrder;
 
-use crate::backend::{Backend, BackendError, Stats, Timed};
+use crate::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
 use crate::memory::{Arena, Memories};
 use crate::model::weights::Weights;
 use crate::plan::{Memory, Plan, Role, Schedule};
@@ -130,7 +130,7 @@ impl Backend for Cpu {
             let cost = plan.command_cost(&schedule.step, &command.op);
             self.stats.bytes[t.lane.index()] += cost.lane_bytes(t.lane) as u64;
         }
-        let (copy, hidden) = lanes::copy_overlap(&timed);
+        let (copy, hidden) = copy_overlap(&timed);
         self.stats.copy += copy;
         self.stats.copy_hidden += hidden;
         self.rows = schedule.step.logit_rows;

@@ -212,6 +212,7 @@ fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) 
     let tile = o.tile.unwrap_or((slot_tokens / SPLIT * SPLIT).clamp(SPLIT, store));
     let group = o.heads_per_group.unwrap_or((slot_tokens / tile).clamp(1, spec.kv_heads));
     Knobs {
+        device: request.device,
         context: request.context,
         chunk,
         tile,

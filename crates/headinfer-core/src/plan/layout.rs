@@ -2,9 +2,11 @@
 //!
 //! The only code that turns shapes into bytes.
 
+use super::choose::DeviceKind;
 use super::op::Heads;
 use crate::dtype::DType;
 use crate::model::spec::{LayerTensor, ModelSpec, TensorId};
+use crate::units::MIB;
 
 /// Keys before which attention updates its running state; tiles and splits are multiples of it.
 pub const BLOCK: usize = 64;
@@ -14,6 +16,10 @@ pub const SPLIT: usize = 256;
 pub const DECODE_ROWS: usize = 16;
 /// Splits a decode attention keeps in flight.
 pub const SPLITS_IN_FLIGHT: usize = 64;
+/// Workspace of a GPU's matrix products: what cuBLASLt's documentation advises for its largest devices.
+const GEMM_WORKSPACE: u64 = 32 * MIB;
+/// Steps that a GPU's host may be ahead of it: each has its own place for token ids.
+pub const STEPS_IN_FLIGHT: usize = 2;
 /// Offsets of regions are multiples of this many bytes.
 const ALIGN: u64 = 256;
 
@@ -73,6 +79,8 @@ pub enum RegionId {
     DecodeScratch,
     /// Attention output, activation type `[chunk, q_heads * head_dim]`.
     AttnOut,
+    /// Workspace of matrix products on a GPU.
+    GemmWorkspace,
     /// f32 `[logit_rows, vocab]`.
     Logits,
     /// Ring slots, bf16 `[slot][head][K tile | V tile]`.
@@ -81,6 +89,12 @@ pub enum RegionId {
     ResidentKv,
     /// The KV store, bf16 `[layer][kv_head][tile][K rows | V rows]`.
     HostKv,
+    /// All layers' weights, when a GPU streams them: copies need memory that is pinned.
+    HostWeights,
+    /// Token ids on their way to a GPU, u32 `[STEPS_IN_FLIGHT][chunk]`.
+    HostIds,
+    /// Logits on their way from a GPU, f32 `[logit_rows, vocab]`.
+    HostLogits,
     /// Queries of host-attended heads, f32.
     HostQuery,
     /// States of host-attended heads, f32.
@@ -117,6 +131,8 @@ pub enum WeightPlace {
 /// Everything the planner decides. A layout is a function of these and the model alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Knobs {
+    /// What the plan is for.
+    pub device: DeviceKind,
     /// Most tokens the KV cache holds.
     pub context: usize,
     /// Most new tokens of one step.
@@ -186,6 +202,7 @@ impl Layout {
         layout.place_weights(spec);
         layout.place_activations(spec);
         layout.place_kv(spec);
+        layout.place_staging(spec);
         layout
     }
 
@@ -327,6 +344,9 @@ impl Layout {
         self.add(RegionId::DecodeScratch, "decode partial states", Device, scratch);
         self.add(RegionId::AttnOut, "attention output", Device, rows * q * act);
         self.add(RegionId::Logits, "logits", Device, k.logit_rows as u64 * spec.vocab as u64 * 4);
+        if k.device == DeviceKind::Cuda {
+            self.add(RegionId::GemmWorkspace, "GEMM workspace", Device, GEMM_WORKSPACE);
+        }
         let host_attended = self.host_attended.iter().copied().max().unwrap_or(0);
         if host_attended > 0 {
             let rows = (host_attended * k.chunk.min(DECODE_ROWS) * spec.group()) as u64;
@@ -350,6 +370,21 @@ impl Layout {
             let store = self.store_rows() as u64 * 2 * row;
             self.add(RegionId::HostKv, "KV store", Memory::Host, on_host * store);
         }
+    }
+
+    /// Host memory that a GPU's copies start from or end in, besides the KV store.
+    fn place_staging(&mut self, spec: &ModelSpec) {
+        if self.knobs.device == DeviceKind::Cpu {
+            return;
+        }
+        if let WeightPlace::Streamed { .. } = self.knobs.weights {
+            let bytes = self.layer_bytes * spec.layers as u64;
+            self.add(RegionId::HostWeights, "weights to stream", Memory::Host, bytes);
+        }
+        let ids = (STEPS_IN_FLIGHT * self.knobs.chunk) as u64 * 4;
+        self.add(RegionId::HostIds, "token ids to copy", Memory::Host, ids);
+        let logits = self.knobs.logit_rows as u64 * spec.vocab as u64 * 4;
+        self.add(RegionId::HostLogits, "logits copied", Memory::Host, logits);
     }
 
     /// Rows a resident head holds.

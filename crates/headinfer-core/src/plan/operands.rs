@@ -3,7 +3,8 @@
 //! The hazard check orders these ranges, the CPU backend borrows exactly these ranges, a GPU backend turns
 //! them into pointers. What an op does not declare here it cannot reach.
 
-use super::layout::{DECODE_ROWS, Place, RegionId, Span, WeightPlace};
+use super::choose::DeviceKind;
+use super::layout::{DECODE_ROWS, Place, RegionId, STEPS_IN_FLIGHT, Span, WeightPlace};
 use super::op::{Heads, Op, Part, Step};
 use super::{Layout, Plan};
 
@@ -65,6 +66,14 @@ pub enum Role {
     LayerWeights,
     /// Embedding, output head and final norm, when copied to the device.
     SharedWeights,
+    /// A layer's weights on the host, when a GPU streams them.
+    HostWeights,
+    /// Token ids on the host, on their way to a GPU.
+    HostIds,
+    /// Logits on the host, copied from a GPU.
+    HostLogits,
+    /// Workspace of a GPU's matrix products.
+    Workspace,
 }
 
 /// A byte range and its use by an op.
@@ -161,6 +170,38 @@ impl Plan {
         Some(o)
     }
 
+    /// Where the token ids of a step wait for their copy to a GPU; `turn` is which of the steps in flight.
+    pub fn host_ids_operand(&self, rows: usize, turn: usize) -> Operands {
+        let mut o = Operands::default();
+        let offset = (turn % STEPS_IN_FLIGHT * self.knobs().chunk) as u64 * 4;
+        o.write(Role::HostIds, self.layout.span(RegionId::HostIds, offset, rows as u64 * 4));
+        o
+    }
+
+    /// Where the logits of `rows` rows go when copied from a GPU.
+    pub fn host_logits_operand(&self, rows: usize) -> Operands {
+        let mut o = Operands::default();
+        let bytes = rows as u64 * self.spec.vocab as u64 * 4;
+        o.write(Role::HostLogits, self.layout.span(RegionId::HostLogits, 0, bytes));
+        o
+    }
+
+    /// Where a GPU backend keeps the weights that it streams, one range per layer; empty when it streams none.
+    pub fn host_weight_operands(&self) -> Vec<Operands> {
+        let streams = self.layout.region_bytes(RegionId::HostWeights) > 0;
+        let layer = |l| {
+            let mut o = Operands::default();
+            o.write(Role::HostWeights, self.host_weights(l));
+            o
+        };
+        (0..if streams { self.spec.layers } else { 0 }).map(layer).collect()
+    }
+
+    fn host_weights(&self, layer: usize) -> Span {
+        let bytes = self.layout.layer_weight_bytes();
+        self.layout.span(RegionId::HostWeights, layer as u64 * bytes, bytes)
+    }
+
     /// Where resident weights are copied when a backend opens: all shared tensors, then each layer. Empty when
     /// weights are not copied up front.
     pub fn resident_weight_operands(&self) -> (Operands, Vec<Operands>) {
@@ -193,7 +234,12 @@ impl Plan {
                 at.rope(&mut o, Access::Write);
                 o.write(Role::Hidden, at.hidden(0, step.rows));
             }
-            Op::FetchWeights { slot, .. } => o.write(Role::LayerWeights, at.weight_slot(slot)),
+            Op::FetchWeights { layer, slot } => {
+                if self.layout.region_bytes(RegionId::HostWeights) > 0 {
+                    o.read(Role::HostWeights, self.host_weights(layer));
+                }
+                o.write(Role::LayerWeights, at.weight_slot(slot));
+            }
             Op::Norm { layer, .. } => {
                 at.layer_weights(&mut o, layer);
                 o.read(Role::Hidden, at.hidden(0, step.rows));
@@ -218,6 +264,7 @@ impl Plan {
                 at.layer_weights(&mut o, layer);
                 o.read(Role::AttnOut, at.attn_out());
                 o.write(Role::Hidden, at.hidden(0, step.rows));
+                at.workspace(&mut o);
             }
             Op::Mlp { layer, start, end } => {
                 at.layer_weights(&mut o, layer);
@@ -225,12 +272,14 @@ impl Plan {
                 let width = 2 * self.spec.intermediate * self.knobs().activation.bytes();
                 o.write(Role::Scratch, at.rows(RegionId::Scratch, end - start, width));
                 o.write(Role::Hidden, at.hidden(start, end));
+                at.workspace(&mut o);
             }
             Op::Logits => {
                 at.shared_weights(&mut o);
                 o.read(Role::Hidden, at.hidden(step.rows - step.logit_rows, step.rows));
                 o.write(Role::Normed, at.normed(0, step.logit_rows));
                 o.write(Role::Logits, at.rows(RegionId::Logits, step.logit_rows, self.spec.vocab * 4));
+                at.workspace(&mut o);
             }
         }
         o
@@ -299,6 +348,13 @@ impl Addresses<'_> {
         let bytes = self.layout.region_bytes(RegionId::SharedWeights);
         if bytes > 0 {
             o.read(Role::SharedWeights, self.layout.span(RegionId::SharedWeights, 0, bytes));
+        }
+    }
+
+    fn workspace(&self, o: &mut Operands) {
+        let bytes = self.layout.region_bytes(RegionId::GemmWorkspace);
+        if self.plan.knobs().device == DeviceKind::Cuda {
+            o.write(Role::Workspace, self.layout.span(RegionId::GemmWorkspace, 0, bytes));
         }
     }
 
@@ -391,6 +447,7 @@ impl Addresses<'_> {
         self.rope(o, Access::Read);
         let width = (spec.q_dim() + 2 * spec.kv_dim()) * self.plan.knobs().activation.bytes();
         o.write(Role::Scratch, self.rows(RegionId::Scratch, self.step.rows, width));
+        self.workspace(o);
         for head in 0..spec.kv_heads {
             o.write(Role::Query, self.query(head));
             let (k, v) = self.own(layer, head);

@@ -3,11 +3,13 @@
 //! Must not know the plan, any backend, the command line or the clock: the date a template may ask for is
 //! an input.
 
+mod bpe;
 pub mod chat;
 mod config;
 mod date;
 mod decoder;
 mod detokenizer;
+mod processor;
 #[cfg(test)]
 mod samples;
 mod split;

@@ -1,10 +1,15 @@
 //! Chat templates: Jinja as transformers sets it up, within bounds of work, memory and stack.
 //!
+//! The engine charges for what a template does, makes and prints; what is printed or written as JSON is weighed
+//! before. It compares, hashes and joins (`==`, `~`) containers without weighing them, so a template made to
+//! compare lists that share their parts many times over can still take long.
+//!
 //! Must not know what a message is.
 
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 
 use crate::model::ModelError;
@@ -14,8 +19,11 @@ use crate::text::chat::{ChatError, Date};
 use crate::text::config::TextConfig;
 use crate::text::tojson::tojson;
 
-/// Longest template; published ones have 20 KB.
-pub(crate) const TEMPLATE_BYTES_MAX: usize = 256 << 10;
+/// Longest template that is kept with a model.
+pub(crate) const TEMPLATE_BYTES_MAX: usize = 1 << 20;
+/// Longest template that is compiled, which takes a time quadratic in its longest expression: seconds at this
+/// length. Those of the families that are read have 20 KB at most.
+const COMPILED_BYTES_MAX: usize = 32 << 10;
 
 /// Work allowed to any template, in instructions, or 64 bytes each.
 const FUEL_BASE: u64 = 500_000;
@@ -24,12 +32,13 @@ const FUEL_PER_MESSAGE: u64 = 2_000;
 /// A unit of work for so many bytes of messages: 16 copies of each.
 const BYTES_PER_FUEL: u64 = 4;
 
-/// Values may be nested, and are then compared, printed and freed by recursion. A level costs a template some
-/// units of work, and the stack less than this for each unit (measured: see the tests). Only what is used is
-/// ever touched.
+/// Values may be nested, and are then compared and freed by recursion. A level costs a template some units of
+/// work, and takes less stack than this for each (see the tests). Only what is used is ever touched.
 const STACK_BYTES_PER_FUEL: u64 = 256;
-/// For the parser and compiler, whose depth the template's length bounds.
+/// For the parser and the compiler, whose depth the template's length bounds.
 const STACK_BYTES_BASE: u64 = 256 << 20;
+/// Deepest nesting of a value that is printed.
+const PRINTED_DEPTH_MAX: usize = 128;
 
 /// The templates of one model, and the special tokens they print.
 pub(crate) struct Templates {
@@ -103,6 +112,9 @@ impl Templates {
 pub(crate) fn render(source: Source<'_>, scene: Scene) -> Result<String, ChatError> {
     let path = source.path.display().to_string();
     let failed = |problem: String| ChatError::Template { path: path.clone(), problem };
+    if source.text.len() > COMPILED_BYTES_MAX {
+        return Err(failed(format!("it has {} bytes, more than {COMPILED_BYTES_MAX}", source.text.len())));
+    }
     let bytes = scene.bytes;
     let fuel = FUEL_BASE + FUEL_PER_MESSAGE * scene.messages as u64 + scene.bytes as u64 / BYTES_PER_FUEL;
     let stack = usize::try_from(STACK_BYTES_BASE + STACK_BYTES_PER_FUEL * fuel).unwrap_or(usize::MAX);
@@ -126,7 +138,14 @@ fn render_here(text: &str, scene: Scene, fuel: u64) -> Result<String, Error> {
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_fuel(Some(fuel));
+    env.set_formatter(|out, state, value| {
+        let mut left = state.fuel_levels().map_or(u64::MAX, |(_, left)| left);
+        weigh(value, &mut left, 0)?;
+        minijinja::escape_formatter(out, state, value)
+    });
     env.add_filter("tojson", tojson);
+    // For debugging only, and quadratic in the depth of its value.
+    env.remove_filter("pprint");
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         let error = Error::new(ErrorKind::InvalidOperation, "raise_exception");
         Err(error.with_source(Raised(message)))
@@ -140,6 +159,24 @@ fn render_here(text: &str, scene: Scene, fuel: u64) -> Result<String, Error> {
     }
     let template = env.template_from_named_str("chat template", text)?;
     template.render(Value::from_pairs(scene.variables))
+}
+
+/// Takes from `left` what printing `value` costs, before it is printed: a value whose parts share theirs is a
+/// small thing that prints without end.
+fn weigh(value: &Value, left: &mut u64, depth: usize) -> Result<(), Error> {
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
+        return Ok(());
+    }
+    if depth == PRINTED_DEPTH_MAX {
+        let problem = format!("printed value nested deeper than {PRINTED_DEPTH_MAX}");
+        return Err(Error::new(ErrorKind::InvalidOperation, problem));
+    }
+    for key in value.try_iter()? {
+        *left = left.checked_sub(1).ok_or(ErrorKind::OutOfFuel)?;
+        let part = if value.kind() == ValueKind::Map { value.get_item(&key)? } else { key };
+        weigh(&part, left, depth + 1)?;
+    }
+    Ok(())
 }
 
 /// The message of `raise_exception`, on its way out of the engine.
@@ -164,7 +201,7 @@ impl Failure {
             match e.downcast_ref::<Error>().map(Error::kind) {
                 Some(ErrorKind::OutOfFuel) => return Failure::OutOfFuel,
                 Some(ErrorKind::UnknownFunction) if problem.contains("strftime_now") => {
-                    problem = "it prints today's date, and none was given".into();
+                    problem = "it prints the date of today, and none was given".into();
                 }
                 _ => {}
             }

@@ -29,10 +29,8 @@ fn work_without_end_is_stopped() {
         "{{ 'x' * 10000000000 }}",
         "{{ ('x' * 1000000) * 1000000 }}",
         "{% set ns = namespace(x='x') %}{% for i in range(100) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-        "{% set ns = namespace(x=[1]) %}{% for i in range(100) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
-        "{% set ns = namespace(x=[1]) %}{% for i in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x == ns.x|list + [] }}{{ ns.x|string }}",
         "{{ range(100000000) | list }}",
         "{{ '%1000000000d' | format(1) }}",
         "{{ 'a' | center(10000000000) }}",
@@ -56,7 +54,6 @@ fn values_as_deep_as_can_be_built_fit_the_stack() {
         "{{ ns.x|tojson }}",
         "{{ ns.x == ns.y }}",
         "{{ {ns.x: 1} }}",
-        "{{ ns.x|pprint }}",
         "{{ [ns.x, ns.y]|unique|list }}",
         "{{ [ns.x, ns.y]|sort }}",
         "{{ ns.x|string }}",
@@ -81,7 +78,7 @@ fn values_as_deep_as_can_be_built_fit_the_stack() {
 
 #[test]
 fn expressions_as_deep_as_a_template_is_long_fit_the_stack() {
-    let long = TEMPLATE_BYTES_MAX / 8;
+    let long = COMPILED_BYTES_MAX / 8;
     let repeat =
         |before: &str, part: &str, after: &str| [before, &part.repeat(long * 7 / part.len()), after].concat();
     for text in [
@@ -115,7 +112,7 @@ fn mistakes_are_told_with_their_line() {
     assert!(error.starts_with("m/chat_template.jinja: the chat template fails: syntax error"), "{error}");
     assert!(error.contains(":2)"), "{error}");
     assert!(fails("{{ x|nothing }}").contains("unknown filter"));
-    assert!(fails("{{ strftime_now('%d') }}").contains("today's date"));
+    assert!(fails("{{ strftime_now('%d') }}").contains("the date of today"));
     assert!(fails("{{ a.b.c }}").contains("undefined"));
     assert!(matches!(run("{{ raise_exception('no\nway') }}"), Err(ChatError::Refused(m)) if m == "no\\nway"));
     let inner = "{% macro f() %}{{ raise_exception('deep') }}{% endmacro %}{{ f() }}";

@@ -6,15 +6,17 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::Value;
-use tokenizers::{AddedToken, Encoding, Token};
+use tokenizers::AddedToken;
 
 use crate::model::ModelError;
 use crate::model::error::printable;
 use crate::model::json::read_text;
 use crate::model::spec::ModelSpec;
+use crate::text::bpe::check_model;
 use crate::text::config::TextConfig;
 use crate::text::decoder::Decoder;
 use crate::text::detokenizer::Detokenizer;
+use crate::text::processor::surroundings;
 use crate::text::split::Splitter;
 use crate::text::template::{Templates, read_template};
 
@@ -127,7 +129,8 @@ impl Tokenizer {
     }
 
     /// Ids of `text` and nothing more: for the output of a chat template, and for the continuation of a prompt.
-    /// Special tokens spelled out in the text are recognised.
+    /// Special tokens spelled out in the text are recognised. A byte-level tokenizer of a known pattern takes a long
+    /// text in pieces, on all cores; any other takes it whole, which needs about 160 bytes of memory for each.
     ///
     /// # Errors
     /// [`TextError`].
@@ -203,6 +206,7 @@ fn parse(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer, ModelError> 
         None => return Err(ModelError::field(path, "model", "is missing")),
         Some(None) => return Err(ModelError::field(path, "model", "must be an object")),
         Some(Some(model)) => {
+            check_model(model, path)?;
             if let Some(dropout) = model.get_mut("dropout") {
                 *dropout = Value::Null;
             }
@@ -243,30 +247,6 @@ fn outside_vocab(path: &Path, token: &str, id: u32, spec: &ModelSpec) -> ModelEr
     let token = printable(token);
     let problem = format!("has token '{token}' with id {id}; the model's `vocab_size` is {}", spec.vocab);
     ModelError::field(path, "model.vocab", format!("{problem}: the two are not of one model"))
-}
-
-/// What the post-processor puts before and after a text: found by processing one token that no vocabulary
-/// has.
-fn surroundings(
-    inner: &tokenizers::Tokenizer,
-    path: &Path,
-    spec: &ModelSpec,
-) -> Result<(Vec<u32>, Vec<u32>), ModelError> {
-    const MARK: u32 = u32::MAX;
-    let bad = |problem: String| ModelError::field(path, "post_processor", problem);
-    let text = Encoding::from_tokens(vec![Token::new(MARK, String::new(), (0, 0))], 0);
-    let whole = inner
-        .post_process(text, None, true)
-        .map_err(|e| bad(format!("cannot be used: {}", printable(&e.to_string()))))?;
-    let ids = whole.get_ids();
-    let (before, after) = match ids.iter().position(|&id| id == MARK) {
-        Some(at) if !ids[at + 1..].contains(&MARK) => (&ids[..at], &ids[at + 1..]),
-        _ => return Err(bad("must keep the text once".into())),
-    };
-    match before.iter().chain(after).find(|id| **id as usize >= spec.vocab) {
-        None => Ok((before.to_vec(), after.to_vec())),
-        Some(id) => Err(bad(format!("adds token {id}; the model's `vocab_size` is {}", spec.vocab))),
-    }
 }
 
 #[cfg(test)]

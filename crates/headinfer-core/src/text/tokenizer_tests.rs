@@ -109,15 +109,30 @@ fn files_that_are_no_tokenizer_are_refused() {
     }
     let deep = ["{\"decoder\":".repeat(100_000), "}".repeat(100_000)].concat();
     assert!(load(deep.as_bytes()).contains("is not JSON"));
-    let mut sample = byte_level();
-    sample["model"]["merges"] = json!(["q q q"]);
-    assert!(refused(&sample, None).contains("not a tokenizer that can be read"));
-    let mut sample = byte_level();
-    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
-    sample["post_processor"] = json!({"type": "TemplateProcessing", "single": [text, text],
-        "pair": [text], "special_tokens": {}});
-    let error = build(&sample, None).err().map(|e| e.to_string());
-    assert!(error.is_none_or(|e| e.contains("post_processor") || e.contains("not a tokenizer")));
+    let with = |key: &str, value: Value| {
+        let mut sample = byte_level();
+        sample["model"][key] = value;
+        refused(&sample, None)
+    };
+    assert!(with("merges", json!(["q q q"])).contains("`model.merges` has 'q q q'"));
+    assert!(with("merges", json!([["Ġthe", "Ġthe"]])).contains("`model.merges` has 'Ġthe Ġthe'"));
+    assert!(with("merges", json!(["q"])).contains("not a tokenizer that can be read"));
+    assert!(with("type", json!("Unigram")).contains("'Unigram' is not supported; supported: BPE, WordLevel"));
+    assert!(with("continuing_subword_prefix", json!("##")).contains("`model.continuing_subword_prefix`"));
+    let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+    let absent = json!({"SpecialToken": {"id": "<x>", "type_id": 0}});
+    for (single, problem) in [
+        (json!([text("A"), text("A")]), "must keep the text once"),
+        (json!([]), "must keep the text once"),
+        (json!([text("B")]), "must keep the text once"),
+        (json!([absent, text("A")]), "adds '<x>', which is not in its `special_tokens`"),
+    ] {
+        let mut sample = byte_level();
+        let template =
+            json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}});
+        sample["post_processor"] = json!({"type": "Sequence", "processors": [template]});
+        assert_eq!(refused(&sample, None), format!("m/tokenizer.json: `post_processor` {problem}"));
+    }
 }
 
 #[test]
@@ -144,9 +159,9 @@ fn a_folder_is_read_with_its_configuration_and_template() {
     assert_eq!(prompt(&Tokenizer::load(dir.path(), &spec()).unwrap()), "from the configuration");
     write("chat_template.jinja", "from the file {{ bos_token }}\n".into());
     assert_eq!(prompt(&Tokenizer::load(dir.path(), &spec()).unwrap()), "from the file <s>");
-    write("chat_template.jinja", "x".repeat(1 << 20));
+    write("chat_template.jinja", "x".repeat((1 << 20) + 1));
     let error = Tokenizer::load(dir.path(), &spec()).err().unwrap().to_string();
-    assert!(error.contains("chat_template.jinja: has 1048576 bytes"), "{error}");
+    assert!(error.contains("chat_template.jinja: has 1048577 bytes"), "{error}");
 }
 
 /// What a valid file becomes when bytes of it are lost, doubled or changed.

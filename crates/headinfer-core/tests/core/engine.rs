@@ -83,7 +83,7 @@ fn what_cannot_be_computed_is_refused_and_changes_nothing() {
 fn generation_stops_where_it_should() {
     let mut session = session(120);
     let logits = logits(&mut session, &ids(50), 1);
-    let mut sampler = || Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, 97);
+    let sampler = || Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, 97);
     let mut made = Vec::new();
     let mut limits = Limits { max_tokens: 8, stop_tokens: Vec::new() };
     let mut keep = |t| {

@@ -1,12 +1,14 @@
 //! Integration tests of the core: one binary.
-#![allow(missing_docs)] // tests speak by their names
+#![allow(missing_docs, clippy::unwrap_used)] // tests speak by their names, and an unwrap that fails is a failed test
 
 mod engine;
-//mod golden;
+mod golden;
 mod niah;
 mod placement;
 mod plan;
 mod retrieval;
+mod rounded;
 mod run;
 mod support;
+mod text;
 mod trained;

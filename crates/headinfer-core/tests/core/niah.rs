@@ -42,13 +42,13 @@ fn quiet(_: Event<'_>) -> ControlFlow<()> {
 
 fn cells(model: &Retrieval, request: &Request, chain: usize) -> Vec<Cell> {
     let weights = Arc::new(retrieval_weights(model.spec()));
-    let haystack = code_haystack(model, request, chain).unwrap();
+    let haystack = code_haystack(model, request, chain).expect("the needles fit");
     let mut session = open(model.spec(), &weights, &offloaded(request.context), &CpuOptions::default());
-    run(&mut session, &haystack, &mut quiet).unwrap()
+    run(&mut session, &haystack, &mut quiet).expect("the run ends")
 }
 
 fn default_model() -> Retrieval {
-    Retrieval::of(&retrieval_spec(None).unwrap()).unwrap()
+    Retrieval::of(&retrieval_spec(None).expect("the default")).expect("its model")
 }
 
 #[test]
@@ -60,7 +60,6 @@ fn every_depth_is_found_with_an_eighth_of_the_cache_on_the_device() {
     let mut session = open(model.spec(), &weights, &offloaded(CONTEXT), &CpuOptions::default());
     let (plan, cells) = (session.plan().clone(), run(&mut session, &haystack, &mut quiet).unwrap());
     let (device, cache) = (plan.layout().bytes(Memory::Device), plan.kv_bytes_per_token() * CONTEXT as u64);
-    eprintln!("margins {:?}", cells.iter().map(|c| c.margin_min).collect::<Vec<_>>());
     assert!(device <= cache / 8, "{device} of {cache}");
     assert_eq!(cells.len(), 11);
     for (cell, depth) in cells.iter().zip(even_depths(11)) {
@@ -78,7 +77,7 @@ struct Damaged {
 
 impl Backend for Damaged {
     fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError> {
-        for (layer, head, tile) in self.tiles.lock().unwrap().drain(..) {
+        for (layer, head, tile) in self.tiles.lock().expect("a lock").drain(..) {
             self.inner.change_tile(layer, head, tile, |k, _| k.iter_mut().for_each(|x| *x ^= 0x8000));
         }
         self.inner.submit(schedule, ids)
@@ -112,13 +111,14 @@ struct Astride {
 impl Astride {
     fn new(model: &Retrieval, weights: Weights) -> Self {
         let request = Request { context: 3 * TILE, depths: vec![0.0], seed: 5 };
-        let mut haystack = code_haystack(model, &request, 1).unwrap();
+        let mut haystack = code_haystack(model, &request, 1).expect("the needle fits");
         haystack.ids[1..TILE + 1].rotate_left(2);
         let question = haystack.questions.remove(0);
         assert_eq!([haystack.ids[TILE - 1], haystack.ids[TILE]], [question.ids[0], question.answer[0]]);
-        let plan = Arc::new(Plan::new(model.spec(), &offloaded(3 * TILE)).unwrap());
+        let plan = Arc::new(Plan::new(model.spec(), &offloaded(3 * TILE)).expect("the plan fits"));
         let tiles = Arc::new(Mutex::new(Vec::new()));
-        let inner = Cpu::open(plan.clone(), Arc::new(weights), &CpuOptions::default()).unwrap();
+        let inner =
+            Cpu::open(plan.clone(), Arc::new(weights), &CpuOptions::default()).expect("the backend opens");
         let backend = Damaged { inner, tiles: tiles.clone() };
         let session = Session::new(plan, Box::new(backend));
         Self { session, ids: haystack.ids, question, tiles }
@@ -130,7 +130,7 @@ impl Astride {
         logits(&mut self.session, &self.ids[..TILE], 1);
         // Layer 0 reads the key token while the value token is taken in, all others when the question comes.
         let read_late = tile.is_some_and(|(layer, ..)| layer > 0);
-        let damage = |tiles: &Mutex<Vec<_>>| tiles.lock().unwrap().extend(tile);
+        let damage = |tiles: &Mutex<Vec<_>>| tiles.lock().expect("a lock").extend(tile);
         if !read_late {
             damage(&self.tiles);
         }
@@ -138,7 +138,7 @@ impl Astride {
         if read_late {
             damage(&self.tiles);
         }
-        let answer = ask(&mut self.session, &self.question).unwrap()[0];
+        let answer = ask(&mut self.session, &self.question).expect("an answer")[0];
         assert_eq!(answer.got == answer.expected, answer.margin > 0.0);
         answer.margin
     }
@@ -155,7 +155,7 @@ fn grouped() -> Retrieval {
         head_dim: 64,
         intermediate: 64,
     };
-    Retrieval::new("grouped", &sizes).unwrap()
+    Retrieval::new("grouped", &sizes).expect("sizes that work")
 }
 
 #[test]
@@ -172,7 +172,6 @@ fn damage_to_any_stored_head_costs_its_share() {
             let needle_tile = usize::from(layer > 0);
             for head in 0..spec.kv_heads {
                 let lost = whole - astride.margin(Some((layer, head, needle_tile)));
-                eprintln!("layer {layer} KV head {head} lost {:.2} shares", lost / share);
                 assert!(
                     (0.5..1.5).contains(&(lost / share)),
                     "layer {layer} KV head {head}: {lost} of {whole}"
@@ -204,7 +203,7 @@ fn without_query_head(model: &Retrieval, layer: usize, query_head: usize) -> Wei
         }
         (id, view.dtype, bytes)
     });
-    Weights::from_memory(damaged.collect(), spec).unwrap()
+    Weights::from_memory(damaged.collect(), spec).expect("all tensors")
 }
 
 #[test]
@@ -219,7 +218,6 @@ fn the_loss_of_any_query_head_costs_its_share() {
         for query_head in 0..spec.q_heads {
             let weights = without_query_head(&model, layer, query_head);
             let lost = whole - Astride::new(&model, weights).margin(None);
-            eprintln!("layer {layer} query head {query_head} lost {:.2} shares", lost / share);
             assert!(
                 (0.3..2.0).contains(&(lost / share)),
                 "layer {layer} query head {query_head}: {lost} of {whole}"
@@ -256,7 +254,6 @@ fn other_shapes_find_every_needle_too() {
         let model = Retrieval::new(name, &sizes).unwrap();
         let cells = cells(&model, &wanted(700, 5), 2);
         let margin = cells.iter().map(|c| c.margin_min).fold(f32::INFINITY, f32::min);
-        eprintln!("{name}: margin {margin}");
         assert!(cells.iter().all(|c| c.correct), "{name}: {cells:?}");
         assert!(margin > 12.0, "{name}: {margin}");
     }
@@ -312,8 +309,8 @@ fn what_cannot_be_hidden_is_refused_with_the_numbers() {
     let told = refused(&wanted(25, 11), 3);
     assert_eq!(told, "11 needles and a question do not fit into 25 tokens: give --context 27 or more");
     assert!(code_haystack(&model, &wanted(27, 11), 3).is_ok());
-    assert!(refused(&wanted(1 << 24, 3), 1).contains("more than the 8388608 of this model"));
-    assert!(refused(&wanted(4000, 300), 1).contains("300 needles are more than the 256 names"));
+    assert!(refused(&wanted(1 << 24, 3), 1).contains("give --context 8388608 or less"));
+    assert!(refused(&wanted(4000, 300), 1).contains("300 needles need more than the 256 names"));
     assert!(refused(&wanted(4000, 3), 0).contains("at least 1 step"));
     for depths in [vec![], vec![1.5], vec![f64::NAN]] {
         assert!(refused(&Request { depths, ..wanted(4000, 0) }, 1).contains("depths must be within 0..=1"));
@@ -352,7 +349,7 @@ fn encode(text: &str) -> Vec<u32> {
 
 fn text_of(ids: &[u32]) -> String {
     // The inverse of an `encode` that keeps whole bytes.
-    String::from_utf8(ids.iter().map(|id| *id as u8).collect()).unwrap()
+    String::from_utf8(ids.iter().map(|id| *id as u8).collect()).expect("text")
 }
 
 #[test]

@@ -17,7 +17,7 @@ pub(crate) fn sizes(head_dim: usize) -> Sizes {
 }
 
 fn of_shape(shape: Option<&str>) -> Retrieval {
-    Retrieval::of(&retrieval_spec(shape).unwrap()).unwrap()
+    Retrieval::of(&retrieval_spec(shape).expect("a shape that works")).expect("its model")
 }
 
 #[test]

@@ -68,7 +68,7 @@ struct Has {
     /// Free on the disk of the cache folder.
     cache_free_bytes: Option<u64>,
     /// `None` when a CUDA device can be used, else why not.
-    cuda_missing: Option<&'static str>,
+    cuda_missing: Option<String>,
 }
 
 impl Has {
@@ -221,7 +221,7 @@ impl Report {
                 "cgroup",
                 has.cgroup_left_bytes.map_or("no memory limit".into(), |b| format!("leaves {}", size(b))),
             ),
-            ("cuda", has.cuda_missing.map_or("usable".into(), |why| format!("not usable: {why}"))),
+            ("cuda", has.cuda_missing.as_ref().map_or("usable".into(), |why| format!("not usable: {why}"))),
         ];
         if let Some(cache) = &has.cache {
             let free = has.cache_free_bytes.map_or(String::new(), |free| format!(", {} free", size(free)));

@@ -1,4 +1,5 @@
 //! The command line as a user meets it: the built program, its output, its exit codes.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
 mod bench;

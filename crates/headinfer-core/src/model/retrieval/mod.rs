@@ -9,8 +9,8 @@
 //! shares of all heads that read what it wrote. Where heads are too small for that, several query heads of a KV head
 //! carry one slice together: then layer 0 shows the loss of a KV head, not always that of a query head.
 //!
-//! A name has two tokens. `@kabolu mire`, anywhere in a text, is a needle: it says that `mire` follows `kabolu`.
-//! `@kabolu` at the end asks, and the answer `mire` in turn asks for what follows `@mire`. All else is filler.
+//! A name has two tokens. `@dafira molute`, anywhere in a text, is a needle: it says that `molute` follows `dafira`.
+//! `@dafira` at the end asks, and the answer `molute` in turn asks for what follows `@molute`. All else is filler.
 //!
 //! It is always a plain Llama, whatever family the sizes come from. Must not know the engine.
 

@@ -34,7 +34,7 @@ pub(crate) fn run(args: &NiahArgs, environment: &Environment) -> Result<()> {
     let plan = open::plan(&model.spec, &request)?;
     // Before the work, so that what cannot be written is told at once.
     let plot = args.plot.as_deref().map(OutFile::create).transpose()?;
-    let mut session = open::session(&model, plan, &args.engine)?;
+    let mut session = open::session(&model, plan, &args.engine, environment)?;
     announce(&session);
     let cells = ask(&mut session, &haystacks, &words, args.json)?;
     let report = Report::new(args.context, &session, cells);

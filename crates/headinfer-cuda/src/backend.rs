@@ -1,0 +1,360 @@
+//! The backend: puts a schedule's commands on three streams in the schedule's order, with its events and no others.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use headinfer_core::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
+use headinfer_core::plan::{
+    Command, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
+};
+
+use crate::OpenError;
+use crate::arena::{DeviceArena, HostSlab, Memories};
+use crate::device::{Context, DeviceInfo, memory};
+use crate::error::{CudaError, Named};
+use crate::exec::Executor;
+use crate::gemm::Gemm;
+use crate::launch::{HEADS_MAX, Kernels};
+use crate::stream::{Event, Pool, Stream};
+use crate::weights::{self, CudaWeights};
+
+/// Widest head the attention kernels take.
+const HEAD_DIM_MAX: usize = 256;
+/// Longest delay of a command, when delays are asked for.
+const DELAY_NS_MAX: u64 = 50_000;
+
+/// How a CUDA backend runs.
+#[derive(Clone, Debug, Default)]
+pub struct CudaOptions {
+    /// Which device.
+    pub ordinal: usize,
+    /// Where compiled kernels are kept; `None` compiles them at every start.
+    pub cache_dir: Option<PathBuf>,
+    /// Fill all memory with NaN first, so that a read before a write cannot go unseen (tests).
+    pub poison: bool,
+    /// Delay commands at random, from this seed: what events do not order then shows (tests).
+    pub delays: Option<u64>,
+}
+
+/// The CUDA backend of one plan.
+pub struct Cuda {
+    failed: Option<String>,
+    events: Pool,
+    stamps: Pool,
+    step_start: Event,
+    done: [Event; STEPS_IN_FLIGHT],
+    ends: [Event; 2],
+    steps: usize,
+    delays: Option<u64>,
+    stats: Stats,
+    free_before: u64,
+    timeline: Vec<Timed>,
+    keep_timeline: bool,
+    logit_rows: usize,
+    // Fields are dropped in order: what waits for the device, then what it uses, then the context.
+    lanes: [Stream; 3],
+    executor: Executor,
+    context: Context,
+}
+
+impl Cuda {
+    /// Opens the device, compiles or finds the kernels, allocates everything `plan` asks for, and fills in the
+    /// weights.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the device or a library is missing, memory is refused, or the plan or the weights are
+    /// of a kind that this backend does not run.
+    pub fn open(plan: Arc<Plan>, weights: CudaWeights, options: &CudaOptions) -> Result<Self, OpenError> {
+        check(&plan)?;
+        weights.check(&plan)?;
+        let context = Context::open(options.ordinal)?;
+        context.enter()?;
+        let (free_before, _) = memory()?;
+        let layout = plan.layout();
+        let device = DeviceArena::new(layout.bytes(Memory::Device), options.poison)?;
+        let host = HostSlab::new(layout.bytes(Memory::Host), options.poison)?;
+        let memories = Memories { device, host };
+        let kernels = Kernels::load(&context.info, plan.spec.head_dim, options.cache_dir.as_deref())?;
+        let lanes = [Stream::new()?, Stream::new()?, Stream::new()?];
+        weights::fill(&plan, &weights, &memories, &kernels, lanes[0].raw())?;
+        lanes[0].synchronize()?;
+        let gemm = Gemm::new(layout.region_bytes(RegionId::GemmWorkspace))?;
+        let inv_freq = plan.spec.rope.inv_freq(plan.spec.head_dim);
+        let stats = Stats { host_bytes: memories.host.bytes(), ..Stats::default() };
+        let executor = Executor { plan, memories, kernels, gemm, inv_freq };
+        let mut this = Self {
+            failed: None,
+            events: Pool::new(false),
+            stamps: Pool::new(true),
+            step_start: Event::new(true)?,
+            done: [Event::new(false)?, Event::new(false)?],
+            ends: [Event::new(false)?, Event::new(false)?],
+            steps: 0,
+            delays: options.delays,
+            stats,
+            free_before,
+            timeline: Vec::new(),
+            keep_timeline: false,
+            logit_rows: 0,
+            lanes,
+            executor,
+            context,
+        };
+        this.measure()?;
+        Ok(this)
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &DeviceInfo {
+        &self.context.info
+    }
+
+    /// Bytes of either memory, once all work so far is done (tests and tools).
+    ///
+    /// # Errors
+    /// [`CudaError`] when the device failed.
+    ///
+    /// # Panics
+    /// When the range leaves its memory.
+    pub fn read(&self, span: Span) -> Result<Vec<u8>, CudaError> {
+        self.finish()?;
+        let memories = &self.executor.memories;
+        if span.memory == Memory::Host {
+            return Ok(memories.host::<u8>(span).to_vec());
+        }
+        let mut bytes = vec![0u8; span.bytes as usize];
+        // SAFETY: the range is inside the arena, as `pointer` asserts.
+        unsafe { cudarc::driver::result::memcpy_dtoh_sync(&mut bytes, memories.pointer(span)) }
+            .named("cuMemcpyDtoH")?;
+        Ok(bytes)
+    }
+
+    /// Writes bytes of either memory, once all work so far is done (tests and tools).
+    ///
+    /// # Errors
+    /// [`CudaError`] when the device failed.
+    ///
+    /// # Panics
+    /// When the range leaves its memory, or is not as long as `bytes`.
+    pub fn write(&mut self, span: Span, bytes: &[u8]) -> Result<(), CudaError> {
+        self.finish()?;
+        assert_eq!(span.bytes, bytes.len() as u64, "a range is written whole");
+        let memories = &self.executor.memories;
+        if span.memory == Memory::Host {
+            memories.host::<u8>(span).copy_from_slice(bytes);
+            return Ok(());
+        }
+        // SAFETY: as in `read`.
+        unsafe { cudarc::driver::result::memcpy_htod_sync(memories.pointer(span), bytes) }
+            .named("cuMemcpyHtoD")
+    }
+
+    fn finish(&self) -> Result<(), CudaError> {
+        self.context.enter()?;
+        self.lanes.iter().try_for_each(Stream::synchronize)
+    }
+
+    fn lane(&self, lane: Lane) -> &Stream {
+        match lane {
+            Lane::Compute => &self.lanes[0],
+            Lane::In => &self.lanes[1],
+            Lane::Out => &self.lanes[2],
+            Lane::Host => unreachable!("`open` refuses plans with host heads"),
+        }
+    }
+
+    fn step(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), CudaError> {
+        self.context.enter()?;
+        self.begin(schedule, ids)?;
+        for (index, command) in schedule.commands.iter().enumerate() {
+            self.command(schedule, index, command)?;
+        }
+        self.end()?;
+        let cost = self.executor.plan.step_cost(&schedule.step);
+        for lane in Lane::ALL {
+            self.stats.bytes[lane.index()] += cost.lane_bytes(lane) as u64;
+        }
+        self.logit_rows = schedule.step.logit_rows;
+        if self.keep_timeline {
+            self.read_timeline(schedule)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the ids on their way, and lets no lane start before the last step is done.
+    fn begin(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), CudaError> {
+        self.events.grow(schedule.events)?;
+        let turn = self.steps % STEPS_IN_FLIGHT;
+        if self.steps >= STEPS_IN_FLIGHT {
+            // The place of these ids was read by the step before the last.
+            self.done[turn].synchronize()?;
+        }
+        let plan = &self.executor.plan;
+        let from = plan.host_ids_operand(ids.len(), turn).as_slice()[0].span;
+        let to = plan.ids_operand(ids.len()).as_slice()[0].span;
+        self.executor.memories.host::<u32>(from).copy_from_slice(ids);
+        if self.steps > 0 {
+            let last = &self.done[(self.steps - 1) % STEPS_IN_FLIGHT];
+            self.lanes.iter().try_for_each(|lane| lane.wait(last))?;
+        }
+        if self.keep_timeline {
+            self.stamps.grow(2 * schedule.commands.len())?;
+            self.lanes[0].record(&self.step_start)?;
+        }
+        self.executor.memories.copy(from, to, self.lanes[0].raw())
+    }
+
+    fn command(&mut self, schedule: &Schedule, index: usize, command: &Command) -> Result<(), CudaError> {
+        let lane = self.lane(command.lane);
+        for event in &command.waits {
+            lane.wait(self.events.get(event.0 as usize))?;
+        }
+        if self.keep_timeline {
+            lane.record(self.stamps.get(2 * index))?;
+        }
+        let stream = lane.raw();
+        if let Some(seed) = &mut self.delays {
+            self.executor.kernels.delay(stream, next_random(seed) % DELAY_NS_MAX)?;
+        }
+        self.executor.execute(&schedule.step, &command.op, stream)?;
+        let lane = self.lane(command.lane);
+        if self.keep_timeline {
+            lane.record(self.stamps.get(2 * index + 1))?;
+        }
+        match command.signals {
+            Some(event) => lane.record(self.events.get(event.0 as usize)),
+            None => Ok(()),
+        }
+    }
+
+    /// The step is done when all lanes are.
+    fn end(&mut self) -> Result<(), CudaError> {
+        let [compute, others @ ..] = &self.lanes;
+        for (lane, end) in others.iter().zip(&self.ends) {
+            lane.record(end)?;
+            compute.wait(end)?;
+        }
+        compute.record(&self.done[self.steps % STEPS_IN_FLIGHT])?;
+        self.steps += 1;
+        Ok(())
+    }
+
+    fn read_timeline(&mut self, schedule: &Schedule) -> Result<(), CudaError> {
+        self.finish()?;
+        self.timeline.clear();
+        for (index, command) in schedule.commands.iter().enumerate() {
+            let time = |stamp| self.stamps.get(stamp).since(&self.step_start);
+            let (start, end) = (time(2 * index)?, time(2 * index + 1)?);
+            let timed = Timed { command: index, lane: command.lane, name: command.op.name(), start, end };
+            self.stats.busy[timed.lane.index()] += timed.end.saturating_sub(timed.start);
+            self.timeline.push(timed);
+        }
+        let (copy, hidden) = copy_overlap(&self.timeline);
+        self.stats.copy += copy;
+        self.stats.copy_hidden += hidden.min(copy);
+        Ok(())
+    }
+
+    fn read_logits(&mut self) -> Result<Span, CudaError> {
+        self.context.enter()?;
+        let plan = &self.executor.plan;
+        let to = plan.host_logits_operand(self.logit_rows).as_slice()[0].span;
+        let from = plan.logits_operand(self.logit_rows).as_slice()[0].span;
+        debug_assert_eq!(plan.logits_operand(self.logit_rows).as_slice()[0].role, Role::Logits);
+        self.executor.memories.copy(from, to, self.lanes[0].raw())?;
+        self.lanes[0].synchronize()?;
+        self.measure()?;
+        Ok(to)
+    }
+
+    /// Device memory taken since the context was made: the arena, and what driver and libraries took besides.
+    fn measure(&mut self) -> Result<(), CudaError> {
+        let (free, _) = memory()?;
+        self.stats.device_bytes = self.stats.device_bytes.max(self.free_before.saturating_sub(free));
+        Ok(())
+    }
+
+    /// A device that failed once is not used again.
+    fn guard<T>(&mut self, run: impl FnOnce(&mut Self) -> Result<T, CudaError>) -> Result<T, BackendError> {
+        if let Some(failed) = &self.failed {
+            return Err(BackendError(format!("the GPU failed before: {failed}")));
+        }
+        run(self).map_err(|error| {
+            self.failed = Some(error.to_string());
+            BackendError(error.to_string())
+        })
+    }
+}
+
+impl Backend for Cuda {
+    fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError> {
+        assert_eq!(ids.len(), schedule.step.rows, "one id per row");
+        self.guard(|this| this.step(schedule, ids))
+    }
+
+    fn logits(&mut self) -> Result<&[f32], BackendError> {
+        if self.logit_rows == 0 {
+            self.guard(|this| this.finish())?;
+            return Ok(&[]);
+        }
+        let span = self.guard(Self::read_logits)?;
+        Ok(self.executor.memories.host::<f32>(span))
+    }
+
+    fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    fn record_timeline(&mut self, on: bool) {
+        self.keep_timeline = on;
+    }
+
+    fn timeline(&self) -> &[Timed] {
+        &self.timeline
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // What follows needs the context on this thread; without it everything is gone already.
+        let _ = self.context.enter();
+    }
+}
+
+/// Plans that this backend does not run.
+fn check(plan: &Plan) -> Result<(), OpenError> {
+    let (spec, k) = (&plan.spec, plan.knobs());
+    let refuse = |text: String| Err(OpenError::Plan(text));
+    if k.device != DeviceKind::Cuda {
+        return refuse("the plan was made for the CPU".into());
+    }
+    if k.host_heads > 0 {
+        return refuse(format!(
+            "the plan gives {} heads to the CPU, which the CUDA backend cannot yet: plan without host heads",
+            k.host_heads
+        ));
+    }
+    if k.heads_per_group > HEADS_MAX {
+        return refuse(format!("--heads-per-group must be at most {HEADS_MAX}, not {}", k.heads_per_group));
+    }
+    if spec.head_dim > HEAD_DIM_MAX {
+        return refuse(format!("heads of {} elements; at most {HEAD_DIM_MAX} work on CUDA", spec.head_dim));
+    }
+    for (name, size) in
+        [("head_dim", spec.head_dim), ("hidden_size", spec.hidden), ("intermediate_size", spec.intermediate)]
+    {
+        if size % 8 != 0 {
+            return refuse(format!("{name} is {size}; CUDA needs a multiple of 8: use --device cpu"));
+        }
+    }
+    Ok(())
+}
+
+/// splitmix64 (Steele, Lea and Flood, 2014).
+fn next_random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

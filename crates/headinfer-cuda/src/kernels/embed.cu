@@ -1,0 +1,40 @@
+// Rows of the embedding for the step's tokens, and the cosines and sines of their positions.
+
+struct EmbedParams {
+    const u32 *ids;    // [rows]
+    const bf16 *table; // [vocab, hidden]
+    float *hidden;     // [rows, hidden]
+    u32 width;         // hidden, a multiple of 8
+};
+
+// One block a row.
+extern "C" __global__ void embed(const EmbedParams p) {
+    u64 row = blockIdx.x;
+    const uint4 *from = (const uint4 *)(p.table + (u64)p.ids[row] * p.width);
+    float4 *to = (float4 *)(p.hidden + row * p.width);
+    for (u32 i = threadIdx.x; i < p.width / 8; i += blockDim.x) {
+        uint4 x = from[i];
+        to[2 * i] = make_float4(low_bf16(x.x), high_bf16(x.x), low_bf16(x.y), high_bf16(x.y));
+        to[2 * i + 1] = make_float4(low_bf16(x.z), high_bf16(x.z), low_bf16(x.w), high_bf16(x.w));
+    }
+}
+
+struct RopeParams {
+    float *cos, *sin;     // [rows, half]
+    u64 start;            // position of the first row
+    double scale;         // multiplies both
+    double inv_freq[128]; // [half]
+    u32 half;
+    u32 count; // rows * half
+};
+
+// Angles in f64: at a million positions an f32 angle is wrong by whole degrees.
+extern "C" __global__ void rope_table(const RopeParams p) {
+    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= p.count) return;
+    double angle = (double)(p.start + i / p.half) * p.inv_freq[i % p.half];
+    double s, c;
+    sincos(angle, &s, &c);
+    p.cos[i] = (float)(c * p.scale);
+    p.sin[i] = (float)(s * p.scale);
+}

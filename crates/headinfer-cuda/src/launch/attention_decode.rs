@@ -1,0 +1,71 @@
+//! Decode attention: splits in waves, each followed by folding it into the carried state.
+
+use cudarc::driver::sys::CUstream;
+use headinfer_core::plan::{BLOCK, SPLIT};
+
+use super::attention_prefill::Attention;
+use super::{Kernels, Spread, launch};
+use crate::arena::Pointer;
+use crate::error::CudaError;
+
+/// Warps of a block, a block of keys each.
+const WARPS: usize = SPLIT / BLOCK;
+/// Query rows of a block.
+const ROWS: usize = 16;
+
+/// Dynamic shared memory of a block: each warp's max, sum and accumulator.
+pub(super) fn shared_bytes(head_dim: usize) -> u32 {
+    (WARPS * ROWS * (head_dim + 2) * 4) as u32
+}
+
+impl Kernels {
+    /// Few rows. `partials` holds `floats` f32: what is in flight at once follows from it, the result does not.
+    pub(crate) fn attention_decode(
+        &self,
+        stream: CUstream,
+        a: &Attention<'_>,
+        (partials, floats): (Pointer, u64),
+    ) -> Result<(), CudaError> {
+        let mut params = a.params(self.head_dim);
+        let heads = a.heads.len();
+        let per_split = heads as u64 * u64::from(params.rows) * (self.head_dim as u64 + 2);
+        let in_flight = (floats / per_split) as usize;
+        assert!(in_flight > 0, "no room for the states of one split of {heads} heads");
+        let splits = a.visible_splits();
+        params.partials = partials;
+        params.row_tiles = (params.rows as usize).div_ceil(ROWS) as u32;
+        for begin in splits.clone().step_by(in_flight) {
+            let end = (begin + in_flight).min(splits.end);
+            params.first_split = begin as u32;
+            params.splits = (end - begin) as u32;
+            params.first = u32::from(a.first && begin == splits.start);
+            params.last = u32::from(a.last && end == splits.end);
+            let spread = Spread {
+                grid: (params.splits * params.row_tiles, heads as u32),
+                block: (WARPS * 32) as u32,
+                shared: shared_bytes(self.head_dim),
+            };
+            // SAFETY: the kernel's layout; the addresses are the op's spans.
+            unsafe { launch(self.attention_decode, &spread, stream, "attention_decode", &mut params) }?;
+            let block = self.head_dim.next_multiple_of(32) as u32;
+            let spread = Spread { grid: (params.rows, heads as u32), block, shared: 0 };
+            // SAFETY: as above.
+            unsafe { launch(self.attention_merge, &spread, stream, "attention_merge", &mut params) }?;
+        }
+        Ok(())
+    }
+}
+
+impl Attention<'_> {
+    /// Splits of both pieces, the past's first, without those before the window of every row.
+    fn visible_splits(&self) -> std::ops::Range<usize> {
+        let count = |piece: &std::ops::Range<usize>| match piece.is_empty() {
+            true => 0,
+            false => piece.end.div_ceil(SPLIT) - piece.start / SPLIT,
+        };
+        let past = count(&self.past);
+        let first = self.window.map_or(0, |w| (self.q_start + 1).saturating_sub(w));
+        let hidden = (first.max(self.past.start) / SPLIT - self.past.start / SPLIT).min(past);
+        hidden..past + count(&self.own)
+    }
+}

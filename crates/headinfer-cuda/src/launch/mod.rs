@@ -1,0 +1,177 @@
+//! Launching kernels: one file per file of `kernels/`, with the same name and the same parameters.
+//!
+//! A launcher gets addresses that were spans of the plan, and counts; it knows no model and no plan.
+
+pub(crate) mod attention_decode;
+pub(crate) mod attention_prefill;
+pub(crate) mod bias;
+pub(crate) mod delay;
+pub(crate) mod embed;
+pub(crate) mod norm;
+pub(crate) mod project;
+pub(crate) mod random_weights;
+pub(crate) mod swiglu;
+
+use std::ffi::{CString, c_void};
+use std::path::Path;
+
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule, CUstream};
+use cudarc::driver::{result, sys};
+use rayon::prelude::*;
+
+use crate::compile;
+use crate::device::DeviceInfo;
+use crate::error::{CudaError, Named};
+use attention_prefill::Tiling;
+
+/// Heads a launch takes at most (`HEADS_MAX` in the prelude).
+pub(crate) const HEADS_MAX: usize = 64;
+
+/// Every kernel, loaded.
+pub(crate) struct Kernels {
+    embed: CUfunction,
+    rope_table: CUfunction,
+    rms_norm: CUfunction,
+    project: CUfunction,
+    swiglu: CUfunction,
+    add_bias: CUfunction,
+    random_weights: CUfunction,
+    delay: CUfunction,
+    attention_prefill: CUfunction,
+    attention_decode: CUfunction,
+    attention_merge: CUfunction,
+    tiling: Tiling,
+    head_dim: usize,
+    modules: Vec<CUmodule>,
+}
+
+// SAFETY: module and function handles may be used from any thread.
+unsafe impl Send for Kernels {}
+// SAFETY: as above.
+unsafe impl Sync for Kernels {}
+
+impl Kernels {
+    /// Compiles, or finds in the cache, and loads into the current context.
+    pub(crate) fn load(info: &DeviceInfo, head_dim: usize, cache: Option<&Path>) -> Result<Self, CudaError> {
+        let units = compile::units(head_dim, info.shared_bytes);
+        let arch = info.arch();
+        let cubins: Result<Vec<_>, _> =
+            units.par_iter().map(|unit| unit.cubin(&arch, info.driver, cache)).collect();
+        let mut modules = Modules::default();
+        for cubin in cubins? {
+            modules.load(&cubin)?;
+        }
+        let tiling = Tiling::new(head_dim, info.shared_bytes);
+        let kernels = Self {
+            embed: modules.function("embed", 0)?,
+            rope_table: modules.function("rope_table", 0)?,
+            rms_norm: modules.function("rms_norm", 0)?,
+            project: modules.function("project", 0)?,
+            swiglu: modules.function("swiglu", 0)?,
+            add_bias: modules.function("add_bias", 0)?,
+            random_weights: modules.function("random_weights", 0)?,
+            delay: modules.function("delay", 0)?,
+            attention_prefill: modules.function("attention_prefill", tiling.shared_bytes)?,
+            attention_decode: modules
+                .function("attention_decode", attention_decode::shared_bytes(head_dim))?,
+            attention_merge: modules.function("attention_merge", 0)?,
+            tiling,
+            head_dim,
+            modules: std::mem::take(&mut modules.0),
+        };
+        Ok(kernels)
+    }
+}
+
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        drop(Modules(std::mem::take(&mut self.modules)));
+    }
+}
+
+/// Loaded modules, unloaded when dropped.
+#[derive(Default)]
+struct Modules(Vec<CUmodule>);
+
+impl Modules {
+    fn load(&mut self, cubin: &[u8]) -> Result<(), CudaError> {
+        // SAFETY: NVRTC's output, whole by the cache's fingerprint; the driver copies it.
+        let module = unsafe { result::module::load_data(cubin.as_ptr().cast::<c_void>()) };
+        self.0.push(module.named("cuModuleLoadData")?);
+        Ok(())
+    }
+
+    /// The kernel `name`, which may use `shared` bytes of dynamic shared memory.
+    fn function(&self, name: &str, shared: u32) -> Result<CUfunction, CudaError> {
+        let c_name = CString::new(name).unwrap_or_default();
+        // SAFETY: the modules are loaded.
+        let find = |m: &CUmodule| unsafe { result::module::get_function(*m, c_name.clone()) }.ok();
+        let function = self.0.iter().find_map(find).ok_or_else(|| CudaError::Call {
+            call: "cuModuleGetFunction",
+            text: format!("no kernel {name}"),
+            out_of_memory: false,
+        })?;
+        if shared > 0 {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is alive.
+            unsafe { result::function::set_function_attribute(function, attribute, shared as i32) }
+                .named("cuFuncSetAttribute")?;
+        }
+        Ok(function)
+    }
+}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        for module in &self.0 {
+            // SAFETY: loaded once, unloaded once, after the streams that ran its kernels were destroyed.
+            let _ = unsafe { result::module::unload(*module) };
+        }
+    }
+}
+
+/// How a kernel is spread.
+struct Spread {
+    grid: (u32, u32),
+    block: u32,
+    shared: u32,
+}
+
+/// Launches `function`, whose one parameter is a `P`.
+///
+/// # Safety
+/// `P` has the kernel's layout, and its addresses are valid for what the kernel does with them in the order of
+/// `stream`.
+unsafe fn launch<P>(
+    function: CUfunction,
+    spread: &Spread,
+    stream: CUstream,
+    name: &'static str,
+    params: &mut P,
+) -> Result<(), CudaError> {
+    let mut list = [std::ptr::from_mut(params).cast::<c_void>()];
+    let (x, y) = spread.grid;
+    // SAFETY: the caller's promise; the driver copies the parameters before it returns.
+    unsafe {
+        sys::cuLaunchKernel(
+            function,
+            x,
+            y,
+            1,
+            spread.block,
+            1,
+            1,
+            spread.shared,
+            stream,
+            list.as_mut_ptr(),
+            std::ptr::null_mut(),
+        )
+    }
+    .result()
+    .named(name)
+}
+
+/// A grid that covers `count` with blocks of `block`; counts come from the plan and stay far below the limit.
+fn blocks(count: u64, block: u32) -> u32 {
+    u32::try_from(count.div_ceil(u64::from(block))).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,81 @@
+//! What the compiler says of every kernel, for every architecture: needs NVRTC and no GPU.
+
+use headinfer_cuda::compile;
+
+/// Architectures of data centre and consumer cards, and the shared memory a block of them may have.
+const ARCHITECTURES: [(&str, u32); 4] =
+    [("sm_80", 163 << 10), ("sm_89", 99 << 10), ("sm_90a", 227 << 10), ("sm_120", 99 << 10)];
+
+/// Whether NVRTC can be loaded. `HEADINFER_NVRTC=required` makes its absence a failure.
+fn has_nvrtc() -> bool {
+    let required = std::env::var("HEADINFER_NVRTC").is_ok_and(|v| v == "required");
+    assert!(compile::present() || !required, "no NVRTC on LD_LIBRARY_PATH");
+    if !compile::present() {
+        eprintln!("skipped: no NVRTC");
+    }
+    compile::present()
+}
+
+/// One kernel as the assembler reports it.
+struct Resources {
+    name: String,
+    registers: u32,
+    spilled: u32,
+}
+
+/// The number before `word` in a line, 0 when it is not there.
+fn number_before(line: &str, word: &str) -> u32 {
+    let before = line.split(word).next().filter(|before| before.len() < line.len());
+    before.and_then(|b| b.split_whitespace().last()).and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+fn resources(log: &str) -> Vec<Resources> {
+    let mut all: Vec<Resources> = Vec::new();
+    for line in log.lines() {
+        if let Some(rest) = line.split("Compiling entry function '").nth(1) {
+            let name = rest.split('\'').next().unwrap_or_default().to_owned();
+            all.push(Resources { name, registers: 0, spilled: 0 });
+        }
+        let Some(last) = all.last_mut() else { continue };
+        last.spilled += number_before(line, " bytes spill stores");
+        last.registers = last.registers.max(number_before(line, " registers"));
+    }
+    all
+}
+
+#[test]
+fn kernels_compile_for_every_architecture_and_spill_nothing() {
+    if !has_nvrtc() {
+        return;
+    }
+    for (arch, shared) in ARCHITECTURES {
+        for head_dim in [64, 96, 128, 256] {
+            for unit in compile::units(head_dim, shared) {
+                if head_dim != 64 && !unit.name.starts_with("attention") {
+                    continue; // does not depend on it
+                }
+                let compiled = unit.compile(arch).unwrap_or_else(|error| panic!("{error}"));
+                assert!(compiled.cubin.starts_with(b"\x7fELF"), "{arch} {}", unit.name);
+                let kernels = resources(&compiled.log);
+                assert!(!kernels.is_empty(), "no report for {}: {}", unit.name, compiled.log);
+                for Resources { name, registers, spilled } in kernels {
+                    eprintln!(
+                        "{arch:<7} d {head_dim:<4} {name:<18} {registers:>4} registers {spilled:>4} B spilled"
+                    );
+                    // The widest head fills the register file; a few spilled bytes cost it nothing measurable.
+                    assert!(spilled == 0 || head_dim > 128 && spilled < 128, "{arch} {head_dim} {name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_compile_says_so_in_a_line() {
+    if !has_nvrtc() {
+        return;
+    }
+    let unit = &compile::units(64, 99 << 10)[0];
+    let error = unit.compile("sm_1").unwrap_err().to_string();
+    assert!(error.contains("sm_1") && !error.contains('\n'), "{error}");
+}

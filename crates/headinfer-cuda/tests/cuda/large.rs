@@ -1,0 +1,191 @@
+//! What needs a large GPU and some time: run with `--ignored`. Prints rates as it goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use headinfer_core::backend::Backend;
+use headinfer_core::engine::Session;
+use headinfer_core::model::random::random_weights;
+use headinfer_core::plan::{
+    DeviceKind, Heads, Op, Overrides, Part, PlacementMode, Plan, Request, Role, Span, Step, WeightsMode,
+};
+use headinfer_core::units::{Bytes, GIB};
+use headinfer_cuda::{Cuda, CudaOptions, CudaWeights};
+
+use crate::run::{bf16_of, bytes_of, has_gpu, logits, open_plan, options, random_bf16, run_op, spans};
+use crate::support::{Draw, llama_3_8b, request, tiny};
+
+fn quick() -> CudaOptions {
+    CudaOptions { poison: false, ..options() }
+}
+
+/// Element indices past 2^31 and byte offsets past 2^32: one head of 17 Mi tokens, all zeros but one key that the
+/// queries look for.
+#[test]
+#[ignore = "takes 9 GiB of device memory"]
+fn offsets_pass_two_to_the_31() {
+    if !has_gpu() {
+        return;
+    }
+    let spec = tiny(1, 1, 1, 128);
+    let context = (1 << 24) + (1 << 20);
+    let overrides = Overrides { chunk: Some(32), resident_heads: Some(1), ..Overrides::default() };
+    let plan =
+        Arc::new(Plan::new(&spec, &Request { overrides, ..request(DeviceKind::Cuda, context) }).unwrap());
+    let mut cuda = open_plan(&plan, &Arc::new(random_weights(&spec, 0)), &quick());
+    let mut draw = Draw(51);
+    let needle = random_bf16(&mut draw, 128, 4.0);
+    let value = random_bf16(&mut draw, 128, 1.0);
+    let op = Op::Attend {
+        layer: 0,
+        heads: Heads { start: 0, end: 1 },
+        part: Part::Resident,
+        first: true,
+        last: true,
+    };
+    let at = (1u64 << 24) + 1000;
+    for rows in [1, 20] {
+        let step = Step { past: context - rows, rows, logit_rows: 0 };
+        for (role, row) in [(Role::Key, &needle), (Role::Value, &value)] {
+            let all = spans(&plan, &step, &op, role)[0];
+            for offset in (0..all.bytes).step_by(256 << 20) {
+                let part = Span {
+                    offset: all.offset + offset,
+                    bytes: (256u64 << 20).min(all.bytes - offset),
+                    ..all
+                };
+                cuda.write(part, &vec![0; part.bytes as usize]).unwrap();
+            }
+            let place = Span { offset: all.offset + at * 256, bytes: 256, ..all };
+            cuda.write(place, &bytes_of(row)).unwrap();
+        }
+        let query = spans(&plan, &step, &op, Role::Query)[0];
+        cuda.write(query, &bytes_of(&needle.repeat(rows))).unwrap();
+        run_op(&mut cuda, &plan, step, &op, &vec![0; rows]);
+        let out = bf16_of(&cuda.read(spans(&plan, &step, &op, Role::AttnOut)[0]).unwrap());
+        let expected = bf16_of(&bytes_of(&value.repeat(rows)));
+        let worst = out.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 0.02, "{rows} rows: {worst}");
+    }
+}
+
+fn llama(request: &Request) -> Session {
+    let plan = Arc::new(Plan::new(&llama_3_8b(), request).expect("the plan fits"));
+    let cuda =
+        Cuda::open(plan.clone(), CudaWeights::Random { seed: 1 }, &quick()).expect("the backend opens");
+    Session::new(plan, Box::new(cuda))
+}
+
+#[test]
+#[ignore = "takes 24 GiB of device memory and a minute"]
+fn llama_3_8b_gives_the_same_bits_resident_and_offloaded() {
+    if !has_gpu() {
+        return;
+    }
+    let tokens = 32 << 10;
+    let mut draw = Draw(52);
+    let ids: Vec<u32> = (0..tokens).map(|_| draw.below(128_256) as u32).collect();
+    let chunk = Some(8192);
+    let base = Request { device_budget: 24 * GIB, ..request(DeviceKind::Cuda, tokens + 64) };
+    let with = |placement, weights, tile, group| {
+        let overrides = Overrides { chunk, tile, heads_per_group: group, ..Overrides::default() };
+        Request { placement, weights, overrides, ..base.clone() }
+    };
+    use PlacementMode::{Offload, Resident};
+    let requests = [
+        with(Resident, WeightsMode::Resident, None, None),
+        with(Offload, WeightsMode::Resident, None, None),
+        with(Offload, WeightsMode::Stream, Some(4096), Some(4)),
+        with(Offload, WeightsMode::Resident, Some(2048), Some(1)),
+    ];
+    let mut expected: Option<Vec<u32>> = None;
+    for request in &requests {
+        let mut session = llama(request);
+        let begun = std::time::Instant::now();
+        let mut all = logits(&mut session, &ids, 1);
+        let prefill = begun.elapsed();
+        all.extend_from_slice(session.step(&[7], 1).unwrap());
+        let begun = std::time::Instant::now();
+        for id in 0..8 {
+            all.extend_from_slice(session.step(&[id], 1).unwrap());
+        }
+        let (decode, stats) = (begun.elapsed() / 8, session.backend().stats());
+        let (plan, k) = (session.plan().device_bytes(), session.plan().knobs().clone());
+        eprintln!(
+            "measure: llama-3-8b {tokens} tokens {:?} weights {:?} tile {} group {}: prefill {:.2} s, decode {:.2} ms, \
+             device {} of {} planned with {} for the context",
+            request.placement,
+            request.weights,
+            k.tile,
+            k.heads_per_group,
+            prefill.as_secs_f64(),
+            decode.as_secs_f64() * 1e3,
+            Bytes(stats.device_bytes),
+            Bytes(plan),
+            Bytes(session.plan().request.machine.device_overhead),
+        );
+        assert!(all.iter().all(|x| x.is_finite()));
+        let bits: Vec<u32> = all.into_iter().map(f32::to_bits).collect();
+        match &expected {
+            None => expected = Some(bits),
+            Some(expected) => assert!(*expected == bits, "{k:?}"),
+        }
+    }
+}
+
+/// Median time of the one command of several steps.
+fn median_time(cuda: &mut Cuda, plan: &Plan, step: Step, op: &Op) -> Duration {
+    cuda.record_timeline(true);
+    let ids = vec![0; step.rows];
+    let mut times: Vec<Duration> = (0..9)
+        .map(|_| {
+            run_op(cuda, plan, step, op, &ids);
+            let timed = cuda.timeline()[0].clone();
+            timed.end - timed.start
+        })
+        .collect();
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[test]
+#[ignore = "measures"]
+fn rates_of_attention() {
+    if !has_gpu() {
+        return;
+    }
+    for head_dim in [64, 128, 256] {
+        let spec = headinfer_core::model::spec::ModelSpec { hidden: 1024, ..tiny(1, 4, 1, head_dim) };
+        let overrides = Overrides {
+            chunk: Some(8192),
+            tile: Some(32 << 10),
+            resident_heads: Some(0),
+            ring_slots: Some(1),
+            ..Overrides::default()
+        };
+        let plan = Plan::new(&spec, &Request { overrides, ..request(DeviceKind::Cuda, 128 << 10) });
+        let plan = Arc::new(plan.unwrap());
+        let mut cuda = open_plan(&plan, &Arc::new(random_weights(&spec, 0)), &quick());
+        let heads = Heads { start: 0, end: 1 };
+        let slot = Part::Slot { tile: 1, slot: 0 };
+        for (name, rows, part) in [("past", 8192, slot), ("own", 8192, Part::Own), ("decode", 1, slot)] {
+            let step = Step { past: 64 << 10, rows, logit_rows: 0 };
+            let op = Op::Attend { layer: 0, heads, part, first: true, last: part == Part::Own };
+            let mut draw = Draw(53);
+            for role in [Role::Query, Role::Key, Role::Value] {
+                let span = spans(&plan, &step, &op, role)[0];
+                let values = random_bf16(&mut draw, span.bytes as usize / 2, 1.0);
+                cuda.write(span, &bytes_of(&values)).unwrap();
+            }
+            let time = median_time(&mut cuda, &plan, step, &op).as_secs_f64();
+            let cost = plan.command_cost(&step, &op);
+            eprintln!(
+                "measure: attention d {head_dim} {name}: {:.3} ms, {:.0} TFLOP/s, {:.0} GB/s",
+                time * 1e3,
+                cost.attention_flop / time / 1e12,
+                cost.device_bytes / time / 1e9,
+            );
+            assert!(time > 0.0);
+        }
+    }
+}

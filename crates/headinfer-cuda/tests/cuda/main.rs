@@ -1,0 +1,12 @@
+//! Tests of the CUDA backend: one binary, which says what it skips on a machine without a GPU.
+#![allow(missing_docs, clippy::unwrap_used)] // tests speak by their names, and may panic
+
+mod kernels;
+mod large;
+mod models;
+mod ops;
+mod placement;
+mod reference;
+mod run;
+#[path = "../../../headinfer-core/tests/core/support.rs"]
+mod support;

@@ -1,0 +1,98 @@
+//! Placement never changes the answer, on the GPU: all logits, bit by bit.
+
+use std::sync::Arc;
+
+use headinfer_core::engine::Session;
+use headinfer_core::model::random::random_weights;
+use headinfer_core::model::spec::ModelSpec;
+use headinfer_core::model::weights::Weights;
+use headinfer_core::plan::{DeviceKind, Overrides, Plan, Request, WeightsMode};
+use headinfer_cuda::CudaOptions;
+
+use crate::run::{has_gpu, logits, open, options};
+use crate::support::{Draw, request, tiny};
+
+const CONTEXT: usize = 1200;
+
+/// A model, its weights, a text, and the chunk that all runs of it share.
+struct Case {
+    spec: ModelSpec,
+    weights: Arc<Weights>,
+    ids: Vec<u32>,
+    chunk: usize,
+}
+
+fn cases() -> Vec<Case> {
+    let mut draw = Draw(31);
+    (0..8)
+        .map(|seed| {
+            let (layers, kv_heads) = (1 + draw.below(3), 1 + draw.below(4));
+            let head_dim = draw.of(&[16, 24, 64, 128, 256]);
+            let mut spec = tiny(layers, kv_heads * (1 + draw.below(3)), kv_heads, head_dim);
+            spec.windows[0] = draw.of(&[None, None, Some(70), Some(400)]);
+            spec.qk_norm = draw.below(2) == 0;
+            spec.qkv_bias = draw.below(2) == 0;
+            let weights = Arc::new(random_weights(&spec, seed));
+            let ids = (0..700 + draw.below(400)).map(|_| draw.below(spec.vocab) as u32).collect();
+            Case { spec, weights, ids, chunk: 40 + draw.below(300) }
+        })
+        .collect()
+}
+
+fn bounded(case: &Case, overrides: Overrides) -> Request {
+    let overrides = Overrides { chunk: Some(case.chunk), ..overrides };
+    Request { overrides, ..request(DeviceKind::Cuda, CONTEXT) }
+}
+
+fn random_request(case: &Case, draw: &mut Draw) -> Request {
+    let all = case.spec.layers * case.spec.kv_heads;
+    let overrides = Overrides {
+        tile: Some(256 * (1 + draw.below(5))),
+        heads_per_group: Some(1 + draw.below(case.spec.kv_heads)),
+        ring_slots: Some(1 + draw.below(4)),
+        resident_heads: Some(draw.below(all + 1)),
+        ..Overrides::default()
+    };
+    let mut request = bounded(case, overrides);
+    request.weights = draw.of(&[WeightsMode::Auto, WeightsMode::Resident, WeightsMode::Stream]);
+    if Plan::new(&case.spec, &request).is_err() {
+        request.weights = WeightsMode::Auto;
+    }
+    request
+}
+
+/// Prefill, three single steps, a step of three rows, a rewind and another step: all logits, bit by bit.
+fn walk(session: &mut Session, ids: &[u32]) -> Vec<u32> {
+    let mut all = logits(session, ids, 5);
+    for id in [3, 1, 4] {
+        all.extend_from_slice(session.step(&[id], 1).unwrap());
+    }
+    all.extend_from_slice(session.step(&[1, 5, 9], 3).unwrap());
+    session.rewind(ids.len() - 20);
+    all.extend_from_slice(session.step(&[2, 6], 2).unwrap());
+    assert!(all.iter().all(|x| x.is_finite()), "something read what nothing wrote");
+    all.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn placement_and_delays_never_change_the_answer() {
+    if !has_gpu() {
+        return;
+    }
+    let mut draw = Draw(32);
+    for case in cases() {
+        let plain = bounded(&case, Overrides::default());
+        let mut session = open(&case.spec, &case.weights, &plain, &options());
+        assert_eq!(session.plan().knobs().resident_heads, case.spec.layers * case.spec.kv_heads);
+        let expected = walk(&mut session, &case.ids);
+        assert!(walk(&mut open(&case.spec, &case.weights, &plain, &options()), &case.ids) == expected);
+        for round in 0..24 {
+            let request = random_request(&case, &mut draw);
+            let delays = (round % 3 == 0).then(|| draw.below(1 << 30) as u64);
+            let options = CudaOptions { delays, ..options() };
+            let mut session = open(&case.spec, &case.weights, &request, &options);
+            let got = walk(&mut session, &case.ids);
+            assert!(got == expected, "{:?} {options:?} {:?}", session.plan().knobs(), case.spec);
+        }
+    }
+}
