@@ -17,6 +17,8 @@ const KEYS: usize = 64;
 const ROWS: usize = 4;
 /// Sums of a product in registers at once.
 const SUMS: usize = 8;
+/// Sums that wait to be added up across their lanes, a multiple of [`SUMS`] and, for any number of rows, of 4.
+const WAITING: usize = 64;
 /// bf16 values of a cache line.
 const LINE: usize = 32;
 /// Keys whose scores are held at once, a multiple of [`KEYS`]: long runs through memory, first K then V.
@@ -195,7 +197,8 @@ fn pad<'a>(from: &[u16], d: usize, to: &'a mut [u16], width: usize) -> &'a [u16]
 
 /// scores[row][key] = q · k. The first of the values are asked for along with the last of the keys.
 ///
-/// A register holds one (row, key) sum; eight of them hide the latency of the multiply-add.
+/// A register holds one (row, key) sum; eight of them hide the latency of the multiply-add. Sums are added up across
+/// their lanes some keys later, all at once, so that no product waits for that.
 #[inline(always)]
 fn score<S: Simd, const R: usize>(
     lanes: &Lanes<R>,
@@ -207,41 +210,64 @@ fn score<S: Simd, const R: usize>(
     let together = SUMS / R;
     let count = (k.len() / width).min(SPAN);
     let last_block = count.saturating_sub(KEYS);
-    for first in (0..count).step_by(together) {
-        let mut rows: [&[u16]; SUMS] = [&[]; SUMS];
-        for n in 0..together {
-            rows[n] = &k[(first + n).min(count - 1) * width..][..width];
+    // `[key][row]`; past the end the last key is computed again, for the mask to remove.
+    let mut waiting = [S::splat(0.0); WAITING];
+    for batch in (0..count).step_by(WAITING / R) {
+        for (g, sums) in waiting.chunks_exact_mut(SUMS).enumerate() {
+            let first = batch + g * together;
+            if first >= count {
+                break;
+            }
+            let ahead = (first >= last_block).then(|| &v[(first - last_block) * width..]);
+            dots::<S, R>(lanes, k, first, width, ahead, sums);
         }
-        let mut sums = [S::splat(0.0); SUMS];
-        let vectors = lanes.q.as_flattened()[..width * R].chunks_exact(2 * S::LANES * R);
-        for (i, q) in vectors.enumerate() {
-            if first >= last_block {
-                let at = (first - last_block) * width + i * together * 2 * S::LANES;
-                prefetch::<S>(v.as_ptr().wrapping_add(at), together * 2 * S::LANES);
-            }
-            let mut keys = [(S::splat(0.0), S::splat(0.0)); SUMS];
-            for n in 0..together {
-                keys[n] = S::load_bf16(&rows[n][2 * i * S::LANES..]);
-            }
-            for r in 0..R {
-                let (even, odd) = q[2 * r * S::LANES..][..2 * S::LANES].split_at(S::LANES);
-                let (even, odd) = (S::load(even), S::load(odd));
-                for n in 0..together {
-                    sums[n * R + r] = S::fma(even, keys[n].0, sums[n * R + r]);
-                }
-                for n in 0..together {
-                    sums[n * R + r] = S::fma(odd, keys[n].1, sums[n * R + r]);
-                }
-            }
-        }
-        let (low, high) = (S::reduce_add_4(&sums[..4]), S::reduce_add_4(&sums[4..]));
-        for n in 0..SUMS {
-            let dot = if n < 4 { low[n] } else { high[n - 4] };
-            if first + n / R < count {
-                scores[n % R][first + n / R] = dot;
+        for (r, scores) in scores.iter_mut().enumerate() {
+            for (quad, to) in scores[batch..][..WAITING / R].chunks_exact_mut(4).enumerate() {
+                let sum = |n: usize| waiting[(4 * quad + n) * R + r];
+                to.copy_from_slice(&S::reduce_add_4([sum(0), sum(1), sum(2), sum(3)]));
             }
         }
     }
+}
+
+/// sums[key, row] += q · k, lane by lane, for as many keys from `first` on as there are sums for.
+#[inline(always)]
+fn dots<S: Simd, const R: usize>(
+    lanes: &Lanes<R>,
+    k: &[u16],
+    first: usize,
+    width: usize,
+    ahead: Option<&[u16]>,
+    to: &mut [S::V],
+) {
+    let (together, last) = (SUMS / R, k.len() / width - 1);
+    let mut rows: [&[u16]; SUMS] = [&[]; SUMS];
+    for n in 0..together {
+        rows[n] = &k[(first + n).min(last) * width..][..width];
+    }
+    let mut sums = [S::splat(0.0); SUMS];
+    let vectors = lanes.q.as_flattened()[..width * R].chunks_exact(2 * S::LANES * R);
+    for (i, q) in vectors.enumerate() {
+        if let Some(ahead) = ahead {
+            let at = i * together * 2 * S::LANES;
+            prefetch::<S>(ahead.as_ptr().wrapping_add(at), together * 2 * S::LANES);
+        }
+        let mut keys = [(S::splat(0.0), S::splat(0.0)); SUMS];
+        for n in 0..together {
+            keys[n] = S::load_bf16(&rows[n][2 * i * S::LANES..]);
+        }
+        for r in 0..R {
+            let (even, odd) = q[2 * r * S::LANES..][..2 * S::LANES].split_at(S::LANES);
+            let (even, odd) = (S::load(even), S::load(odd));
+            for n in 0..together {
+                sums[n * R + r] = S::fma(even, keys[n].0, sums[n * R + r]);
+            }
+            for n in 0..together {
+                sums[n * R + r] = S::fma(odd, keys[n].1, sums[n * R + r]);
+            }
+        }
+    }
+    to.copy_from_slice(&sums);
 }
 
 /// Asks for the lines of `elements` values.

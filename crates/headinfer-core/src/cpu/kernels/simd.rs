@@ -23,8 +23,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Sum over the lanes, in an order fixed per instruction set.
     fn reduce_add(v: Self::V) -> f32;
-    /// Sums over the lanes of each of the first four vectors, all in one order.
-    fn reduce_add_4(v: &[Self::V]) -> [f32; 4];
+    /// Sums over the lanes of each vector, all in one order.
+    fn reduce_add_4(v: [Self::V; 4]) -> [f32; 4];
     fn reduce_max(v: Self::V) -> f32;
     /// 2 · LANES bf16 values as (even elements, odd elements): one operation a vector and no shuffle.
     fn load_bf16(from: &[u16]) -> (Self::V, Self::V);
@@ -124,8 +124,8 @@ impl Simd for Portable {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
     #[inline(always)]
-    fn reduce_add_4(v: &[[f32; 8]]) -> [f32; 4] {
-        std::array::from_fn(|i| Self::reduce_add(v[i]))
+    fn reduce_add_4(v: [[f32; 8]; 4]) -> [f32; 4] {
+        v.map(Self::reduce_add)
     }
     #[inline(always)]
     fn reduce_max(v: [f32; 8]) -> f32 {
@@ -252,8 +252,8 @@ mod x86 {
             }
         }
         #[inline(always)]
-        fn reduce_add_4(v: &[__m256]) -> [f32; 4] {
-            add_across([v[0], v[1], v[2], v[3]])
+        fn reduce_add_4(v: [__m256; 4]) -> [f32; 4] {
+            add_across(v)
         }
         #[inline(always)]
         fn reduce_max(v: __m256) -> f32 {
@@ -339,7 +339,7 @@ mod x86 {
             unsafe { _mm512_reduce_add_ps(v) }
         }
         #[inline(always)]
-        fn reduce_add_4(v: &[__m512]) -> [f32; 4] {
+        fn reduce_add_4(v: [__m512; 4]) -> [f32; 4] {
             add_across([halved(v[0]), halved(v[1]), halved(v[2]), halved(v[3])])
         }
         #[inline(always)]

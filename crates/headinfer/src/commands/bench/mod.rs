@@ -27,7 +27,7 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
 }
 
 fn needs_cuda(what: &str) -> anyhow::Error {
-    Failure::usage(format!("bench {what} measures a CUDA device, which this build has no backend for"))
-        .hint("headinfer bench prefill and decode measure the CPU; headinfer doctor its memory")
+    Failure::usage(format!("bench {what} measures a CUDA device alone, and is not part of this build"))
+        .hint("give bench prefill, decode or overlap; headinfer doctor measures memory")
         .into()
 }
