@@ -1,1 +1,12 @@
-//! x
+//! The server as clients see it: real connections to a port of the system's choice, tiny models on the CPU.
+
+mod client;
+mod fairness;
+mod house;
+mod limits;
+mod load;
+mod model;
+mod reuse;
+mod security;
+mod shapes;
+mod streams;
