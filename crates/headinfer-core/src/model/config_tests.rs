@@ -1,3 +1,5 @@
+//! What config.json means, family by family, and what is refused.
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! Model names and the local cache, without a network.
+
 use super::*;
 
 fn env(cache: &Path) -> HubEnv {

@@ -6,7 +6,7 @@ pub mod config;
 mod config_rope;
 pub mod error;
 pub mod hub;
-mod json;
+pub(crate) mod json;
 pub mod known;
 mod mapping;
 pub mod names;

@@ -1,3 +1,5 @@
+//! Rotary frequencies against those of transformers.
+
 use super::*;
 
 const PAIRS: [usize; 10] = [0, 1, 16, 24, 28, 31, 32, 40, 48, 63];

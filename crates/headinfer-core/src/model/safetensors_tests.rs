@@ -1,3 +1,5 @@
+//! Headers of safetensors files: sound, unsound and damaged.
+
 use proptest::prelude::*;
 
 use super::*;

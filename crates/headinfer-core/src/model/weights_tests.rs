@@ -1,3 +1,5 @@
+//! Checkpoints as they are found: one file or shards, tied, off their alignment, damaged.
+
 use super::*;
 use crate::model::known::known_shape;
 use crate::model::random::random_weights;

@@ -1,3 +1,5 @@
+//! Writing a model folder, whole or not at all.
+
 use super::*;
 use crate::model::config::load_config;
 use crate::model::known::known_shape;
