@@ -27,7 +27,10 @@ fn check(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.contains_key(ORIGIN) {
         let origin = text(ORIGIN).and_then(|o| o.split_once("://")).map(|(_, authority)| authority);
         if origin.is_none() || origin != text(HOST) {
-            return Err(ApiError::new(StatusCode::FORBIDDEN, "requests of pages of another origin are refused"));
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "requests of pages of another origin are refused",
+            ));
         }
     }
     let Some(key) = &app.config.api_key else {

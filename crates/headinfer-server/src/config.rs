@@ -95,7 +95,9 @@ impl Default for Defaults {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// Anyone in reach could use the server.
-    #[error("{0} is not a loopback address: set an API key (--api-key), or --insecure to serve anyone without one")]
+    #[error(
+        "{0} is not a loopback address: set an API key (--api-key), or --insecure to serve anyone without one"
+    )]
     Open(IpAddr),
     /// A key that cannot be sent.
     #[error("the API key must be 1..={KEY_BYTES_MAX} visible ASCII characters without spaces")]

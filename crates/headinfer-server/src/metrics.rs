@@ -90,22 +90,37 @@ impl Histogram {
 }
 
 /// The whole page.
-pub(crate) fn render(shared: &Shared, model: &str) -> String {
+pub(crate) fn render(shared: &Shared, model: &str, connections: usize) -> String {
     let mut page = Page { text: String::new(), model: label(model) };
     let (counters, slots) = (&shared.counters, shared.slots());
     let context = if let State::Ready { context, .. } = shared.state() { context } else { 0 };
     requests(&mut page, shared, &slots);
+    page.one("connections", "gauge", "Connections open.", connections as f64);
     let count = |counter: &AtomicU64| counter.load(Relaxed) as f64;
     let (prompt, cached) = (count(&counters.prompt_tokens), count(&counters.cached_tokens));
     page.one("prompt_tokens_total", "counter", "Prompt tokens of requests that got a slot.", prompt);
     page.one("generation_tokens_total", "counter", "Tokens generated.", count(&counters.generated_tokens));
-    page.one("prefix_cache_queries_total", "counter", "Prompt tokens looked up in the slots' caches.", prompt);
+    page.one(
+        "prefix_cache_queries_total",
+        "counter",
+        "Prompt tokens looked up in the slots' caches.",
+        prompt,
+    );
     page.one("prefix_cache_hits_total", "counter", "Prompt tokens that were there.", cached);
-    page.histogram("time_to_first_token_seconds", "From the request to its first token.", &counters.first_token);
+    page.histogram(
+        "time_to_first_token_seconds",
+        "From the request to its first token.",
+        &counters.first_token,
+    );
     page.histogram("e2e_request_latency_seconds", "From the request to its last token.", &counters.whole);
     let held: usize = slots.iter().map(|slot| slot.tokens).sum();
     let share = held as f64 / (slots.len() * context).max(1) as f64;
-    page.one("kv_cache_usage_perc", "gauge", "Share of the slots' context that holds tokens, 1 is full.", share);
+    page.one(
+        "kv_cache_usage_perc",
+        "gauge",
+        "Share of the slots' context that holds tokens, 1 is full.",
+        share,
+    );
     prefill(&mut page, &slots);
     memory(&mut page, &slots);
     page.text
@@ -118,7 +133,11 @@ fn requests(page: &mut Page, shared: &Shared, slots: &[SlotReport]) {
     page.one("num_requests_waiting", "gauge", "Requests in the queue.", shared.waiting() as f64);
     page.head("request_success_total", "counter", "Requests that ended, by reason.");
     for (name, ending) in Ending::NAMES.iter().zip(&counters.endings) {
-        page.line("request_success_total", &format!("finished_reason=\"{name}\""), ending.load(Relaxed) as f64);
+        page.line(
+            "request_success_total",
+            &format!("finished_reason=\"{name}\""),
+            ending.load(Relaxed) as f64,
+        );
     }
     let away = counters.turned_away.load(Relaxed) as f64;
     page.one("requests_rejected_total", "counter", "Requests turned away by a full queue.", away);
@@ -170,7 +189,8 @@ impl Page {
 
     fn line(&mut self, name: &str, labels: &str, value: f64) {
         let comma = if labels.is_empty() { "" } else { "," };
-        let _ = writeln!(self.text, "headinfer:{name}{{model_name=\"{}\"{comma}{labels}}} {value}", self.model);
+        let _ =
+            writeln!(self.text, "headinfer:{name}{{model_name=\"{}\"{comma}{labels}}} {value}", self.model);
     }
 
     fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
@@ -203,11 +223,18 @@ mod tests {
     #[test]
     fn buckets_are_cumulative_and_end_at_the_count() {
         let histogram = Histogram::default();
-        [5, 10, 50, 100_000_000].map(|ms| histogram.record(Duration::from_millis(ms)));
+        [5, 10, 50, 100_000_000].into_iter().for_each(|ms| histogram.record(Duration::from_millis(ms)));
         let mut page = Page { text: String::new(), model: label("a\"b") };
         page.histogram("t", "Times.", &histogram);
-        assert!(page.text.contains("headinfer:t_bucket{model_name=\"a\\\"b\",le=\"0.01\"} 2\n"), "{}", page.text);
+        assert!(
+            page.text.contains("headinfer:t_bucket{model_name=\"a\\\"b\",le=\"0.01\"} 2\n"),
+            "{}",
+            page.text
+        );
         assert!(page.text.contains("le=\"0.1\"} 3\n") && page.text.contains("le=\"36000\"} 3\n"));
-        assert!(page.text.contains("le=\"+Inf\"} 4\n") && page.text.contains("t_count{model_name=\"a\\\"b\"} 4\n"));
+        assert!(
+            page.text.contains("le=\"+Inf\"} 4\n")
+                && page.text.contains("t_count{model_name=\"a\\\"b\"} 4\n")
+        );
     }
 }

@@ -41,9 +41,13 @@ mod tests {
 
     #[test]
     fn days_become_dates() {
-        for (days, year, month, day) in
-            [(0, 1970, 1, 1), (58, 1970, 2, 28), (59, 1970, 3, 1), (11_016, 2000, 2, 29), (20_088, 2024, 12, 31)]
-        {
+        for (days, year, month, day) in [
+            (0, 1970, 1, 1),
+            (58, 1970, 2, 28),
+            (59, 1970, 3, 1),
+            (11_016, 2000, 2, 29),
+            (20_088, 2024, 12, 31),
+        ] {
             assert_eq!(date_of(days), Date::new(year, month, day), "{days}");
         }
     }

@@ -133,7 +133,6 @@ impl Server {
     /// [`ServeError::Engine`] when the sessions cannot be opened. A device that fails later is told by `/health`.
     pub async fn run(self, shutdown: &Shutdown) -> Result<(), ServeError> {
         let Self { listener, app, .. } = self;
-        let permits = Arc::new(Semaphore::new(app.config.limits.connections));
         let (graceful, router) = (GracefulShutdown::new(), app.router());
         let opened = opened(&app);
         tokio::pin!(opened);
@@ -145,7 +144,7 @@ impl Server {
                     result?;
                     loading = false;
                 }
-                (stream, permit) = accept(&listener, &permits) => {
+                (stream, permit) = accept(&listener, &app.connections) => {
                     connect(stream, permit, &app, router.clone(), graceful.watcher());
                 }
             }
@@ -174,12 +173,15 @@ async fn opened(app: &App) -> Result<(), ServeError> {
     }
 }
 
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
-    // The semaphore is never closed: there is always a permit, sooner or later.
-    let permit = permits.clone().acquire_owned().await.ok();
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> (TcpStream, Option<OwnedSemaphorePermit>) {
     loop {
+        // A look first: whoever waits to be accepted is not a connection yet. The semaphore is never closed.
+        drop(permits.acquire().await);
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, permit),
+            Ok((stream, _)) => return (stream, permits.clone().try_acquire_owned().ok()),
             Err(error) => {
                 tracing::warn!("a connection was not accepted: {error}");
                 sleep(ACCEPT_REST).await;

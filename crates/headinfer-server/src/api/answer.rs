@@ -54,7 +54,11 @@ impl Answer {
         }
     }
 
-    async fn whole(mut self, mut events: UnboundedReceiver<Event>, scored: bool) -> Result<Response, ApiError> {
+    async fn whole(
+        mut self,
+        mut events: UnboundedReceiver<Event>,
+        scored: bool,
+    ) -> Result<Response, ApiError> {
         let (mut text, mut tokens) = (String::new(), Vec::new());
         while let Some(event) = events.recv().await {
             match event {
@@ -103,7 +107,8 @@ impl Answer {
     }
 
     fn last(&mut self, reason: FinishReason, used: Usage, options: StreamOptions) -> Vec<Value> {
-        let mut chunks = vec![self.chunk(self.shape.chunk_choice("", Value::Null, Some(reason.name())), options)];
+        let mut chunks =
+            vec![self.chunk(self.shape.chunk_choice("", Value::Null, Some(reason.name())), options)];
         if options.usage {
             let mut chunk = self.object(self.shape.chunk_name());
             chunk["choices"] = json!([]);

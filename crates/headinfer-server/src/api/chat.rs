@@ -14,7 +14,11 @@ use super::shape::Shape;
 use super::{ApiError, App, parse};
 use crate::model::today;
 
-pub(super) async fn create(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     app.ready()?;
     let session = request::session(&headers)?;
     let bytes = app.body(&headers, body).await?;
@@ -79,6 +83,9 @@ fn tool_choice(fields: &Fields<'_>) -> Result<bool, ApiError> {
     match fields.get("tool_choice").map(|v| v.as_str()) {
         None | Some(Some("auto")) => Ok(true),
         Some(Some("none")) => Ok(false),
-        Some(_) => Err(ApiError::field("tool_choice", "tool_choice must be 'auto' or 'none': others are not supported")),
+        Some(_) => Err(ApiError::field(
+            "tool_choice",
+            "tool_choice must be 'auto' or 'none': others are not supported",
+        )),
     }
 }

@@ -15,7 +15,11 @@ use super::{ApiError, App, parse};
 /// OpenAI's default of this endpoint.
 const MAX_TOKENS: usize = 16;
 
-pub(super) async fn create(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     app.ready()?;
     let session = request::session(&headers)?;
     let bytes = app.body(&headers, body).await?;

@@ -137,7 +137,10 @@ mod tests {
         let error = fields.count("n", 1..=1).unwrap_err().body();
         assert_eq!(error["error"]["message"], "n must be an integer within 1..=1, not a string");
         let inner = fields.object("stream_options").unwrap().unwrap();
-        assert_eq!(inner.flag("include_usage").unwrap_err().body()["error"]["param"], "stream_options.include_usage");
+        assert_eq!(
+            inner.flag("include_usage").unwrap_err().body()["error"]["param"],
+            "stream_options.include_usage"
+        );
         assert_eq!(fields.count("top_k", 1..=2).unwrap(), None);
     }
 

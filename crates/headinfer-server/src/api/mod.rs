@@ -44,6 +44,8 @@ pub(crate) struct Inner {
     pub(crate) started: u64,
     /// See [`App::aside`].
     heavy: Arc<Semaphore>,
+    /// One permit for each connection that may still be opened.
+    pub(crate) connections: Arc<Semaphore>,
     /// Answers so far, for their ids.
     answers: AtomicU64,
 }
@@ -62,8 +64,9 @@ const LIGHT_BYTES: usize = 64 << 10;
 impl App {
     pub(crate) fn new(config: ServerConfig, model: ServedModel, engine: EngineHandle) -> Self {
         let heavy = Arc::new(Semaphore::new(config.limits.tokenizing));
-        let started = unix_time();
-        Self(Arc::new(Inner { config, model, engine, started, heavy, answers: AtomicU64::new(0) }))
+        let connections = Arc::new(Semaphore::new(config.limits.connections));
+        let (started, answers) = (unix_time(), AtomicU64::new(0));
+        Self(Arc::new(Inner { config, model, engine, started, heavy, connections, answers }))
     }
 
     /// All paths.
@@ -149,7 +152,8 @@ impl App {
     }
 
     pub(crate) fn metrics(&self) -> String {
-        metrics::render(self.shared(), &self.model.id)
+        let open = self.config.limits.connections.saturating_sub(self.connections.available_permits());
+        metrics::render(self.shared(), &self.model.id, open)
     }
 }
 
@@ -158,7 +162,8 @@ impl App {
 /// # Errors
 /// 400; too deep is an error too.
 fn parse(body: &[u8]) -> Result<Value, ApiError> {
-    serde_json::from_slice(body).map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {e}")))
+    serde_json::from_slice(body)
+        .map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {e}")))
 }
 
 fn json(status: StatusCode, value: &Value) -> Response {

@@ -24,7 +24,8 @@ pub(super) fn check(app: &App, id: &str) -> Result<(), ApiError> {
     if id == app.model.id {
         return Ok(());
     }
-    let message = format!("there is no model '{}' here; this server has '{}'", id.escape_debug(), app.model.id);
+    let message =
+        format!("there is no model '{}' here; this server has '{}'", id.escape_debug(), app.model.id);
     Err(ApiError::new(StatusCode::NOT_FOUND, message).param("model").code("model_not_found"))
 }
 

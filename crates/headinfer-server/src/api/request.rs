@@ -80,7 +80,11 @@ impl Request {
     }
 
     /// Puts the job into the queue. Dropping the receiver cancels it, unless the request names a session.
-    pub(super) fn submit(self, app: &App, session: Option<String>) -> Result<UnboundedReceiver<Event>, ApiError> {
+    pub(super) fn submit(
+        self,
+        app: &App,
+        session: Option<String>,
+    ) -> Result<UnboundedReceiver<Event>, ApiError> {
         let (events, receiver) = unbounded_channel();
         let stop_tokens = if self.ignore_end { Vec::new() } else { app.model.end_tokens.clone() };
         let Self { ids, max_tokens, sampling, stops, logprobs, .. } = self;

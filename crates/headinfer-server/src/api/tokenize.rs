@@ -11,7 +11,11 @@ use super::request::token_ids;
 use super::{ApiError, App, chat, json as answer, models, parse};
 
 /// `{prompt, add_special_tokens}` or `{messages, tools, …}` to `{count, max_model_len, tokens}`.
-pub(super) async fn tokenize(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn tokenize(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     let bytes = app.body(&headers, body).await?;
     let tokens = app.aside(bytes, |app, bytes| {
         let value = parse(bytes)?;
@@ -25,7 +29,9 @@ pub(super) async fn tokenize(State(app): State<App>, headers: HeaderMap, body: B
             Some(text) if raw => tokenizer.encode_raw(text),
             Some(text) => tokenizer.encode(text),
             None if fields.get("messages").is_some() => return chat::prompt(app, &fields, bytes),
-            None => return Err(ApiError::field("prompt", "prompt (a string) or messages (a list) is needed")),
+            None => {
+                return Err(ApiError::field("prompt", "prompt (a string) or messages (a list) is needed"));
+            }
         };
         tokens.map_err(|e| ApiError::field("prompt", e.to_string()))
     });

@@ -54,10 +54,7 @@ pub(crate) enum Event {
         time_ms: u64,
     },
     /// Text that is settled, and the tokens it settles.
-    Text {
-        text: String,
-        tokens: Vec<Scored>,
-    },
+    Text { text: String, tokens: Vec<Scored> },
     /// The end.
     Done { reason: FinishReason, usage: Usage },
     /// An end too.

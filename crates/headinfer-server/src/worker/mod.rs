@@ -68,7 +68,8 @@ impl EngineHandle {
         let shared = Arc::new(Shared::new(options));
         let (below, text) = (shared.clone(), tokenizer.clone());
         let work = move || turns::run(&below, &text, open);
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(work).map_err(StartError::Thread)?;
+        let thread =
+            std::thread::Builder::new().name("engine".into()).spawn(work).map_err(StartError::Thread)?;
         Ok(Self { shared, tokenizer, thread: Some(thread) })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use headinfer_core::engine::sample::log_softmax_at;
+use headinfer_core::engine::sample::{greedy_margin, log_softmax_at};
 use headinfer_core::engine::stop::StopMatcher;
 use headinfer_core::text::Detokenizer;
 
@@ -55,11 +55,15 @@ impl<'t> Output<'t> {
     }
 }
 
+/// Stands for tokens that cannot come, as in OpenAI's answers: JSON has no infinity.
+const LOGPROB_MIN: f64 = -9999.0;
+
 /// How likely `id` is, and the `top` likeliest tokens; lowest id first among equals.
 pub(super) fn score(logits: &[f32], id: u32, top: usize) -> Scored {
-    let logprob = log_softmax_at(logits, id);
-    // One constant turns logits into log-probabilities.
-    let shift = logprob - f64::from(logits[id as usize]);
+    // One constant turns logits into log-probabilities; that of the largest logit is always finite.
+    let (likeliest, _) = greedy_margin(logits);
+    let shift = log_softmax_at(logits, likeliest) - f64::from(logits[likeliest as usize]);
+    let logprob = |logit: f32| (f64::from(logit) + shift).max(LOGPROB_MIN);
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
     for (id, logit) in (0u32..).zip(logits.iter().copied()) {
         if best.len() == top && best.last().is_none_or(|(_, least)| logit <= *least) {
@@ -69,8 +73,8 @@ pub(super) fn score(logits: &[f32], id: u32, top: usize) -> Scored {
         best.insert(at, (id, logit));
         best.truncate(top);
     }
-    let top = best.into_iter().map(|(id, logit)| (id, f64::from(logit) + shift)).collect();
-    Scored { id, logprob, top }
+    let top = best.into_iter().map(|(id, logit)| (id, logprob(logit))).collect();
+    Scored { id, logprob: logprob(logits[id as usize]), top }
 }
 
 #[cfg(test)]

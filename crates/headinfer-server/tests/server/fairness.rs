@@ -10,12 +10,14 @@ const COMPLETIONS: &str = "/v1/completions";
 #[tokio::test]
 async fn a_short_request_finishes_while_a_long_prefill_is_under_way() {
     let house = start(Setup { context: 8192, ..Setup::default() }).await;
-    let long = json!({"prompt": text(1, 200 * CHUNK), "max_tokens": 1, "stream": true, "return_progress": true});
+    let long =
+        json!({"prompt": text(1, 200 * CHUNK), "max_tokens": 1, "stream": true, "return_progress": true});
     house.gate.allow(2);
     let mut slow = house.stream(COMPLETIONS, &long).await;
     slow.until(|c| c["prompt_progress"]["processed"] == 2 * CHUNK).await;
     let prompt = text(2, 20);
-    let short = json!({"prompt": prompt, "max_tokens": 6, "temperature": 0, "ignore_eos": true, "stream": true});
+    let short =
+        json!({"prompt": prompt, "max_tokens": 6, "temperature": 0, "ignore_eos": true, "stream": true});
     let quick = house.stream(COMPLETIONS, &short).await;
     house.gate.open();
     quick.all().await;

@@ -8,7 +8,9 @@ use headinfer_core::backend::{Backend, BackendError, Stats, Timed};
 use headinfer_core::cpu::Cpu;
 use headinfer_core::engine::Session;
 use headinfer_core::plan::Schedule;
-use headinfer_server::{EngineHandle, EngineOptions, ServeError, ServedModel, Server, ServerConfig, Shutdown};
+use headinfer_server::{
+    EngineHandle, EngineOptions, ServeError, ServedModel, Server, ServerConfig, Shutdown,
+};
 use tokio::task::JoinHandle;
 
 use crate::client::Client;
@@ -101,7 +103,8 @@ impl House {
     pub(crate) async fn labelled(&self, line: &str) -> f64 {
         let page = self.get("/metrics").await.text;
         let line = format!("headinfer:{line}");
-        let value = page.lines().find_map(|l| l.strip_prefix(&line)).unwrap_or_else(|| panic!("{line} in {page}"));
+        let value =
+            page.lines().find_map(|l| l.strip_prefix(&line)).unwrap_or_else(|| panic!("{line} in {page}"));
         value.trim().parse().expect("a number")
     }
 }

@@ -81,7 +81,8 @@ async fn wrong_values_are_refused_by_name() {
 async fn what_does_not_fit_the_context_is_refused_before_work() {
     let house = start(Setup { context: 256, ..Setup::default() }).await;
     for (len, max_tokens) in [(256, json!(null)), (200, json!(57)), (1000, json!(1))] {
-        let (status, error) = refusal(&house, COMPLETIONS, &json!({"prompt": text(1, len), "max_tokens": max_tokens})).await;
+        let (status, error) =
+            refusal(&house, COMPLETIONS, &json!({"prompt": text(1, len), "max_tokens": max_tokens})).await;
         assert_eq!((status, error["code"].as_str()), (400, Some("context_length_exceeded")));
     }
     assert_eq!(house.gate.steps(), Vec::<usize>::new());
@@ -167,7 +168,9 @@ async fn a_full_queue_turns_requests_away_and_says_when_to_come_again() {
 #[tokio::test]
 async fn a_client_that_leaves_cancels_its_work_within_a_step() {
     let house = start(Setup { slots: 1, ..Setup::default() }).await;
-    let aborted = async || house.labelled("request_success_total{model_name=\"tiny\",finished_reason=\"abort\"} ").await;
+    let aborted = async || {
+        house.labelled("request_success_total{model_name=\"tiny\",finished_reason=\"abort\"} ").await
+    };
     // While it prefills, streamed and whole; while it decodes.
     for (round, stream) in [(0, true), (1, false)] {
         house.gate.allow(2);
@@ -182,7 +185,7 @@ async fn a_client_that_leaves_cancels_its_work_within_a_step() {
         request.abort();
         house.until("the server knows", async || house.metric("connections").await == 1.0).await;
         house.gate.open();
-        house.until("it is cancelled", async || aborted().await == f64::from(round + 1)).await;
+        house.until("it is cancelled", async || aborted().await == (round + 1) as f64).await;
         assert_eq!(house.gate.steps().len(), begun + 3);
     }
     let body = json!({"prompt": text(9, 5), "max_tokens": 900, "stream": true, "ignore_eos": true});

@@ -42,7 +42,10 @@ async fn sixteen_clients_get_the_answers_given_alone() {
         client.await.expect("a client was content");
     }
     assert_eq!(answered.load(Ordering::Relaxed), CLIENTS * ROUNDS / 3 * 2);
-    assert_eq!(house.labelled("request_success_total{model_name=\"tiny\",finished_reason=\"error\"} ").await, 0.0);
+    assert_eq!(
+        house.labelled("request_success_total{model_name=\"tiny\",finished_reason=\"error\"} ").await,
+        0.0
+    );
     house.until("all is quiet", async || house.metric("num_requests_running").await == 0.0).await;
     assert_eq!(house.metric("num_requests_waiting").await, 0.0);
 }
@@ -52,7 +55,8 @@ async fn visit(client: &Client, which: usize, impatient: bool, expected: &str) -
     let body = json!({"prompt": prompt(which), "max_tokens": 10, "temperature": 0, "stream": impatient});
     loop {
         if impatient {
-            let response = client.open(hyper::Method::POST, "/v1/completions", body.to_string().into_bytes()).await;
+            let response =
+                client.open(hyper::Method::POST, "/v1/completions", body.to_string().into_bytes()).await;
             if response.status() == 200 {
                 return false;
             }

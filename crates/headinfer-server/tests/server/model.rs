@@ -14,7 +14,7 @@ use headinfer_core::model::random::random_weights;
 use headinfer_core::model::rope::{Rope, RopeScaling};
 use headinfer_core::model::spec::{Architecture, ModelSpec};
 use headinfer_core::model::weights::Weights;
-use headinfer_core::plan::{DeviceKind, Machine, Overrides, Plan, PlacementMode, Request, WeightsMode};
+use headinfer_core::plan::{DeviceKind, Machine, Overrides, PlacementMode, Plan, Request, WeightsMode};
 use headinfer_core::text::Tokenizer;
 use serde_json::{Value, json};
 
@@ -73,7 +73,8 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
                     "rstrip": false, "normalized": false})
             })
             .collect();
-        let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+        let bytes =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
         let file = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": special, "normalizer": null,
             "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
@@ -119,7 +120,8 @@ pub(crate) fn alone(ids: &[u32], max_tokens: usize, sampling: Sampling) -> Vec<u
         made.push(token);
         ControlFlow::Continue(())
     };
-    generate(&mut session, &logits, &mut Sampler::new(sampling, VOCAB), &limits, &mut keep).expect("generates");
+    generate(&mut session, &logits, &mut Sampler::new(sampling, VOCAB), &limits, &mut keep)
+        .expect("generates");
     made
 }
 

@@ -7,7 +7,8 @@ use crate::model::{CHUNK, greedy, text};
 
 /// Text, logprobs, and cached tokens.
 async fn ask(house: &House, prompt: &str) -> (Value, Value, u64) {
-    let body = json!({"prompt": prompt, "max_tokens": 8, "temperature": 0, "logprobs": 5, "ignore_eos": true});
+    let body =
+        json!({"prompt": prompt, "max_tokens": 8, "temperature": 0, "logprobs": 5, "ignore_eos": true});
     let answer = house.ask("/v1/completions", &body).await;
     let choice = &answer["choices"][0];
     let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
@@ -81,7 +82,8 @@ async fn a_named_session_works_on_without_its_client_and_is_taken_up_again() {
     let house = start(Setup { slots: 1, ..Setup::default() }).await;
     let named = house.with("x-session-id", "book-1");
     let prompt = text(7, 12 * CHUNK + 1);
-    let body = json!({"prompt": prompt, "max_tokens": 4, "temperature": 0, "ignore_eos": true, "stream": true});
+    let body =
+        json!({"prompt": prompt, "max_tokens": 4, "temperature": 0, "ignore_eos": true, "stream": true});
     house.gate.close();
     let events = named.stream("/v1/completions", &body).await;
     house.until("the engine has begun", async || !house.gate.steps().is_empty()).await;
@@ -99,7 +101,7 @@ async fn the_same_session_asked_again_takes_over_what_is_under_way() {
     let named = house.with("x-session-id", "book-2");
     let prompt = text(8, 20 * CHUNK);
     let mut body = json!({"prompt": prompt, "max_tokens": 4, "temperature": 0, "stream": true,
-        "return_progress": true, "ignore_eos": true});
+        "return_progress": true});
     house.gate.allow(2);
     let mut first = named.stream("/v1/completions", &body).await;
     first.until(|c| c["prompt_progress"]["processed"] == 2 * CHUNK).await;

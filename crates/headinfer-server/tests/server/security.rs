@@ -1,6 +1,8 @@
 //! Who is let in.
 
-use headinfer_server::{EngineHandle, EngineOptions, ServeError, ServedModel, Server, ServerConfig, Shutdown};
+use headinfer_server::{
+    EngineHandle, EngineOptions, ServeError, ServedModel, Server, ServerConfig, Shutdown,
+};
 use serde_json::json;
 
 use crate::house::{Setup, start};
@@ -17,7 +19,10 @@ async fn the_key_guards_every_path_but_health() {
     for path in ["/v1/models", "/metrics", "/v1/completions", "/tokenize", "/nowhere"] {
         for client in [&*house, &wrong, &other] {
             let reply = client.get(path).await;
-            assert_eq!((reply.status.as_u16(), &reply.json["error"]["code"]), (401, &json!("invalid_api_key")));
+            assert_eq!(
+                (reply.status.as_u16(), &reply.json["error"]["code"]),
+                (401, &json!("invalid_api_key"))
+            );
         }
         assert_ne!(right.get(path).await.status, 401);
     }

@@ -26,7 +26,8 @@ async fn a_completion_is_the_models_own() {
     assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
     let ids = tokenizer().encode(&prompt).unwrap();
     for prompt in [json!(ids), json!([ids]), json!([prompt])] {
-        let again = house.ask(COMPLETIONS, &json!({"prompt": prompt, "max_tokens": 12, "temperature": 0})).await;
+        let again =
+            house.ask(COMPLETIONS, &json!({"prompt": prompt, "max_tokens": 12, "temperature": 0})).await;
         assert_eq!(again["choices"][0]["text"], expected.as_str());
     }
 }

@@ -39,7 +39,8 @@ async fn a_streamed_completion_equals_the_whole() {
 #[tokio::test]
 async fn a_streamed_chat_begins_with_the_role_and_ends_with_the_usage() {
     let house = start(Setup::default()).await;
-    let mut body = json!({"messages": [{"role": "user", "content": text(5, 40)}], "max_tokens": 20, "seed": 1});
+    let mut body =
+        json!({"messages": [{"role": "user", "content": text(5, 40)}], "max_tokens": 20, "seed": 1});
     let whole = house.ask("/v1/chat/completions", &body).await;
     body["stream"] = json!(true);
     body["stream_options"] = json!({"include_usage": true});
@@ -57,7 +58,8 @@ async fn a_streamed_chat_begins_with_the_role_and_ends_with_the_usage() {
 #[tokio::test]
 async fn progress_counts_the_prompt_chunk_by_chunk() {
     let house = start(Setup::default()).await;
-    let body = json!({"prompt": text(6, 3 * CHUNK + 5), "max_tokens": 1, "stream": true, "return_progress": true});
+    let body =
+        json!({"prompt": text(6, 3 * CHUNK + 5), "max_tokens": 1, "stream": true, "return_progress": true});
     let processed = |chunks: Vec<Value>| -> Vec<u64> {
         let progress = chunks.iter().map(|c| &c["prompt_progress"]).filter(|p| !p.is_null());
         progress
