@@ -1,4 +1,4 @@
-//! The engine without a device: models, text, plan, schedule, CPU backend, sessions.
+//! The engine without a device: models, text, plan, schedule, CPU backend, sessions, needles in haystacks.
 //!
 //! Head-wise KV offloading (HeadInfer, arXiv 2502.12574): the KV cache is cut by (layer, KV head) and tile,
 //! lives in host memory, and streams through a small ring on the device under a plan that is executed
@@ -10,6 +10,7 @@ pub mod dtype;
 pub mod engine;
 pub mod memory;
 pub mod model;
+pub mod niah;
 pub mod plan;
 pub mod text;
 pub mod trace;

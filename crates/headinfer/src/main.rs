@@ -1,2 +1,29 @@
-//! The command line.
-fn main() {}
+//! The command line of headinfer: parses, runs one command, prints at most one error, and exits with its code.
+
+mod args;
+mod commands;
+mod device;
+mod error;
+mod input;
+mod interrupt;
+mod machine;
+mod model_source;
+mod open;
+mod output;
+mod progress;
+mod summary;
+mod tensors_out;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let (cli, environment) = match args::parse() {
+        Ok(parsed) => parsed,
+        Err(end) => return end,
+    };
+    args::logging(&cli);
+    match interrupt::install().and_then(|()| commands::run(cli, &environment)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error::report(&error),
+    }
+}

@@ -96,6 +96,23 @@ impl Cpu {
             rows: 0,
         })
     }
+
+    /// Hands one tile of a head in the host's store to `change`: K, then V, bf16 bits `[tile, head_dim]`. For
+    /// injecting faults between steps, to see what a head is worth.
+    ///
+    /// # Panics
+    /// When the plan keeps no such tile on the host.
+    pub fn change_tile(
+        &mut self,
+        layer: usize,
+        head: usize,
+        tile: usize,
+        change: impl FnOnce(&mut [u16], &mut [u16]),
+    ) {
+        let operands = self.executor.plan.stored_tile_operands(layer, head, tile);
+        let grant = self.executor.memories.grant(operands.expect("the plan keeps the tile on the host"));
+        change(grant.write(Role::Key, 0), grant.write(Role::Value, 0));
+    }
 }
 
 impl Backend for Cpu {

@@ -11,6 +11,7 @@ pub mod known;
 mod mapping;
 pub mod names;
 pub mod random;
+pub mod retrieval;
 pub mod rope;
 pub mod safetensors;
 pub mod spec;

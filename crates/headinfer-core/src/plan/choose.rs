@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use super::layout::{BLOCK, Knobs, Layout, Memory, SPLIT, WeightPlace};
+use super::why::why;
 use super::{Machine, Plan};
 use crate::dtype::DType;
 use crate::model::spec::ModelSpec;
@@ -121,7 +122,7 @@ impl Plan {
     pub fn new(spec: &ModelSpec, request: &Request) -> Result<Plan, PlanError> {
         check_overrides(spec, request)?;
         match choose(spec, request) {
-            Some(plan) => Ok(plan),
+            Some(plan) => Ok(Plan { why: why(&plan), ..plan }),
             None => Err(does_not_fit(spec, request)),
         }
     }

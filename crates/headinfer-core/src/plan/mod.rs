@@ -13,6 +13,7 @@ mod operands;
 pub mod paper;
 pub mod report;
 mod schedule;
+mod why;
 
 use std::ops::Range;
 

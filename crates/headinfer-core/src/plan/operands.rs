@@ -120,6 +120,28 @@ impl Plan {
         o
     }
 
+    /// One whole tile of a head in the host's store, to be written; `None` when the head is resident or has no
+    /// such tile.
+    pub fn stored_tile_operands(&self, layer: usize, head: usize, tile: usize) -> Option<Operands> {
+        let spec = &self.spec;
+        if layer >= spec.layers
+            || head >= spec.kv_heads
+            || tile >= self.layout.store_rows() / self.knobs().tile
+        {
+            return None;
+        }
+        if matches!(self.layout.place(layer, head, spec.kv_heads), Place::Resident(_)) {
+            return None;
+        }
+        let mut o = Operands::default();
+        let at =
+            Addresses { plan: self, layout: &self.layout, step: &Step { past: 0, rows: 0, logit_rows: 0 } };
+        let (key, value) = at.stored(layer, head, tile, 0, self.knobs().tile);
+        o.write(Role::Key, key);
+        o.write(Role::Value, value);
+        Some(o)
+    }
+
     /// Where resident weights are copied when a backend opens: all shared tensors, then each layer. Empty when
     /// weights are not copied up front.
     pub fn resident_weight_operands(&self) -> (Operands, Vec<Operands>) {

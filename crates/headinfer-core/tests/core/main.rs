@@ -3,8 +3,11 @@
 
 mod engine;
 mod golden;
+mod niah;
 mod placement;
 mod plan;
+mod retrieval;
+mod rounded;
 mod run;
 mod support;
 mod trained;

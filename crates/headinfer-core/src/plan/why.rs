@@ -1,0 +1,73 @@
+//! Why a plan is as it is: one sentence per decision, with the numbers it follows from.
+
+use super::layout::{RegionId, WeightPlace};
+use super::{DeviceKind, Plan};
+use crate::units::Bytes;
+
+/// The sentences, in the order of the report.
+pub(super) fn why(plan: &Plan) -> Vec<String> {
+    let mut lines = vec![weights(plan), placement(plan), chunk(plan)];
+    if plan.knobs().resident_heads < pairs(plan) {
+        lines.extend(ring(plan));
+    }
+    lines
+}
+
+fn pairs(plan: &Plan) -> usize {
+    plan.spec.layers * plan.spec.kv_heads
+}
+
+fn weights(plan: &Plan) -> String {
+    let bytes = Bytes(plan.spec.parameters() * plan.spec.dtype.bytes() as u64);
+    match plan.knobs().weights {
+        WeightPlace::InPlace => "weights are read where they are: the CPU computes from host memory".into(),
+        WeightPlace::Resident => format!("weights stay on the device: {bytes} fit beside what a step needs"),
+        WeightPlace::Streamed { slots } => {
+            let layer = Bytes(plan.layout().layer_weight_bytes());
+            format!(
+                "weights stream, {layer} a layer through {slots} slots: all {bytes} do not fit, or --weights says so"
+            )
+        }
+    }
+}
+
+fn placement(plan: &Plan) -> String {
+    let (kept, all) = (plan.knobs().resident_heads, pairs(plan));
+    let whole = Bytes(plan.kv_bytes_per_token() * plan.knobs().context as u64);
+    let head = Bytes(plan.layout().resident_rows() * 4 * plan.spec.head_dim as u64);
+    let budget = plan.request.device_budget;
+    let left = Bytes(budget.saturating_sub(plan.device_bytes()));
+    match kept {
+        _ if kept == all => format!("every KV head stays on the device: the whole KV of {whole} fits"),
+        0 => format!("every KV head lives on the host: {left} of the device are left, one head takes {head}"),
+        _ => format!("{kept} of {all} KV heads stay on the device at {head} each, which leaves {left} of it"),
+    }
+}
+
+fn chunk(plan: &Plan) -> String {
+    let (chunk, request) = (plan.knobs().chunk, &plan.request);
+    if request.overrides.chunk.is_some() {
+        return format!("chunks of {chunk} tokens: as given");
+    }
+    match request.device {
+        DeviceKind::Cpu => format!("chunks of {chunk} tokens: 512 unless memory or the context is short"),
+        DeviceKind::Cuda => {
+            let (hiding, group) = (request.machine.hiding_chunk(&plan.spec), plan.spec.group());
+            format!(
+                "chunks of {chunk} tokens: from {hiding} on, attention ({group} query heads a KV head) hides the copies"
+            )
+        }
+    }
+}
+
+fn ring(plan: &Plan) -> [String; 2] {
+    let k = plan.knobs();
+    let ring = plan.layout().region_bytes(RegionId::Ring);
+    let (slot, ring, slots) = (Bytes(ring / k.ring_slots.max(1) as u64), Bytes(ring), k.ring_slots);
+    [
+        format!("a copy moves {} tokens of {} KV head(s), {slot} at once", k.tile, k.heads_per_group),
+        format!(
+            "{slots} ring slots, {ring} whatever the context: one is attended to while others are filled"
+        ),
+    ]
+}

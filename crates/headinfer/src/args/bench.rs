@@ -1,0 +1,7 @@
+//! `headinfer bench`.
+
+use clap::Args;
+
+/// Measure the machine and the engine.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {}

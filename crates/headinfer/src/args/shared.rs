@@ -1,0 +1,122 @@
+//! Flags that several commands share.
+
+use clap::{Args, ValueEnum};
+use headinfer_core::plan::{PlacementMode, WeightsMode};
+use headinfer_core::units::{Bytes, parse_bytes, parse_tokens};
+
+/// Which model.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArg {
+    /// Folder in the Hugging Face layout, hub id `org/name`, `builtin:retrieval[:SHAPE]` or
+    /// `random:SHAPE[:seed]`.
+    #[arg(short, long, value_name = "MODEL", env = "HEADINFER_MODEL", hide_env_values = true)]
+    pub(crate) model: String,
+}
+
+/// Where and how to run; all optional.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Device and memory")]
+pub(crate) struct EngineArgs {
+    /// What computes; auto takes the GPU when there is one.
+    #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
+    #[arg(env = "HEADINFER_DEVICE", hide_env_values = true)]
+    pub(crate) device: DeviceChoice,
+
+    /// Cap on all device memory the process uses, driver included (24GiB, 512MiB).
+    ///
+    /// On `cpu` it is the size of the arena that plays the device. Default: on `cpu` half of the available
+    /// memory, on `cuda` the memory of the card, or 24GiB when it is only planned for.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, env = "HEADINFER_GPU_MEMORY")]
+    #[arg(hide_env_values = true)]
+    pub(crate) gpu_memory: Option<Bytes>,
+
+    /// Cap on the host memory of the KV store (24GiB, 512MiB).
+    ///
+    /// Default: on `cpu` half of the available memory, on `cuda` all of it. Available is what the system and
+    /// the cgroup leave, less the weights of a generated model.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, env = "HEADINFER_HOST_MEMORY")]
+    #[arg(hide_env_values = true)]
+    pub(crate) host_memory: Option<Bytes>,
+
+    /// New tokens per prefill step; default from the plan.
+    #[arg(long, value_name = "N", value_parser = parse_tokens, env = "HEADINFER_CHUNK")]
+    #[arg(hide_env_values = true)]
+    pub(crate) chunk: Option<usize>,
+
+    /// Tokens per tile of the KV cache, a multiple of 256; default from the plan.
+    #[arg(long, value_name = "N", value_parser = parse_tokens, env = "HEADINFER_TILE")]
+    #[arg(hide_env_values = true)]
+    pub(crate) tile: Option<usize>,
+
+    /// KV heads attended per launch; default from the plan.
+    #[arg(long, value_name = "N", env = "HEADINFER_HEADS_PER_GROUP", hide_env_values = true)]
+    pub(crate) heads_per_group: Option<usize>,
+
+    /// Where KV heads live: as many on the device as fit, all of them, or none.
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = Placement::Auto)]
+    #[arg(env = "HEADINFER_PLACEMENT", hide_env_values = true)]
+    pub(crate) placement: Placement,
+
+    /// Where weights live: as it fits, copied to the device, or streamed layer by layer.
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = WeightsChoice::Auto)]
+    #[arg(env = "HEADINFER_WEIGHTS", hide_env_values = true)]
+    pub(crate) weights: WeightsChoice,
+
+    /// Worker threads on the CPU; default one per core.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(env = "HEADINFER_THREADS", hide_env_values = true)]
+    pub(crate) threads: Option<u16>,
+}
+
+/// `--device`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    /// A CUDA GPU when there is one, else the CPU.
+    Auto,
+    /// The CPU; an arena in its memory plays the device.
+    Cpu,
+    /// A CUDA GPU.
+    Cuda,
+}
+
+/// `--placement`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Placement {
+    /// As many KV heads stay on the device as fit.
+    Auto,
+    /// All KV heads stay on the device.
+    Resident,
+    /// All KV heads live in host memory.
+    Offload,
+}
+
+impl From<Placement> for PlacementMode {
+    fn from(placement: Placement) -> Self {
+        match placement {
+            Placement::Auto => PlacementMode::Auto,
+            Placement::Resident => PlacementMode::Resident,
+            Placement::Offload => PlacementMode::Offload,
+        }
+    }
+}
+
+/// `--weights`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsChoice {
+    /// In place on the CPU; on a GPU resident when they fit, else streamed.
+    Auto,
+    /// Copied to the device.
+    Resident,
+    /// Streamed to the device layer by layer.
+    Stream,
+}
+
+impl From<WeightsChoice> for WeightsMode {
+    fn from(weights: WeightsChoice) -> Self {
+        match weights {
+            WeightsChoice::Auto => WeightsMode::Auto,
+            WeightsChoice::Resident => WeightsMode::Resident,
+            WeightsChoice::Stream => WeightsMode::Stream,
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `plan`: what it prints, for machines that are not this one.
+
+use crate::support::{run, tiny};
+
+#[test]
+fn the_papers_case_is_planned_without_a_card() {
+    let line = "plan -m random:llama-3-8b --device cuda --gpu-memory 24GiB --host-memory 1TiB --json -c";
+    let at = |context: &str| run(&format!("{line} {context} --placement offload")).json();
+    let plan = at("1M");
+    assert_eq!(plan["fits"], true);
+    assert_eq!(plan["context"], 1 << 20);
+    assert_eq!(plan["kv"]["bytes_per_token"], 128 << 10);
+    assert_eq!(plan["kv"]["resident_heads"], 0);
+    for number in ["/device/bytes", "/device/budget", "/host/bytes", "/host/budget", "/kv/tile_tokens"] {
+        assert!(plan.pointer(number).unwrap().as_u64().unwrap() > 0, "{number}");
+    }
+    for number in ["/kv/heads_per_group", "/prefill/chunk", "/prefill/floor_s", "/decode/floor_s_per_token"] {
+        assert!(plan.pointer(number).unwrap().as_f64().unwrap() > 0.0, "{number}");
+    }
+    let regions = plan["device"]["regions"].as_array().unwrap();
+    let sum: u64 = regions.iter().map(|r| r["bytes"].as_u64().unwrap()).sum();
+    let device = plan["device"]["bytes"].as_u64().unwrap();
+    assert!(device >= sum && device - sum < 1 << 16, "{device} {sum}");
+
+    // Figure of the paper's section 4, in GB: 207 for the standard layout, 16.7 for its own.
+    let gib = |name: &str| {
+        let all = plan["compared"].as_array().unwrap();
+        let one = all.iter().find(|c| c["layout"] == name).unwrap();
+        one["device_bytes"].as_f64().unwrap() / f64::from(1 << 30)
+    };
+    assert!((gib("standard") - 207.0).abs() < 1.0 && (gib("paper's head-wise") - 16.7).abs() < 0.3);
+    // Ours does not grow with the context.
+    assert_eq!(at("128k")["device"]["bytes"], at("4M")["device"]["bytes"]);
+}
+
+#[test]
+fn a_plan_for_people_says_why() {
+    let plan = run(&format!("plan -m {} -c 4k --device cpu --gpu-memory 1MiB", tiny().display()));
+    assert_eq!((plan.code, plan.stderr.as_str()), (0, ""), "{plan:?}");
+    for word in ["device:", "host:", "KV store", "prefill: chunks of", "why:", "ring slots", "of 1.00 MiB"] {
+        assert!(plan.stdout.contains(word), "no '{word}' in {}", plan.stdout);
+    }
+}
+
+#[test]
+fn what_does_not_fit_says_need_have_and_the_flag() {
+    let line = "plan -m random:llama-3-8b -c 1M --device cuda --gpu-memory 2GiB --host-memory 1TiB";
+    run(line).fails(3, &["needs", "of 2.00 GiB", "largest: ", "--gpu-memory"]);
+    let line = "plan -m random:llama-3-8b -c 1M --device cuda --host-memory 16GiB";
+    run(line).fails(3, &["128 GiB of 16.0 GiB", "--host-memory", "--context"]);
+    let refused = run(&format!("{line} --json"));
+    assert_eq!(refused.code, 3);
+    let object: serde_json::Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert_eq!((&object["fits"], &object["have_bytes"]), (&false.into(), &(16u64 << 30).into()));
+    let longest = object["longest_context"].as_u64().unwrap();
+    let fits = run(&format!("{line} --json -c {longest}").replace("-c 1M ", ""));
+    assert_eq!(fits.json()["fits"], true);
+}
+
+#[test]
+fn auto_says_that_the_cpu_is_used() {
+    let plan = run("plan -m random:tiny -c 1k");
+    assert_eq!(plan.stderr.lines().count(), 1, "{plan:?}");
+    assert!(plan.stderr.starts_with("no CUDA device was found"));
+}
+
+#[test]
+fn a_context_beyond_the_models_is_warned_about_and_planned() {
+    let plan = run("plan -m random:tiny -c 16M --device cuda --host-memory 1TiB --json");
+    assert!(plan.stderr.starts_with("warning: tiny was made for 8388608 tokens"), "{plan:?}");
+    plan.json();
+}

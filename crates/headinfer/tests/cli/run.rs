@@ -1,0 +1,146 @@
+//! `run`: prompts in, text out.
+
+use std::fs;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+
+use headinfer_core::model::retrieval::{Retrieval, retrieval_spec};
+
+use crate::support::{Ran, copy_of_tiny, folder, headinfer, run, tiny};
+
+static RETRIEVAL: LazyLock<Retrieval> =
+    LazyLock::new(|| Retrieval::of(&retrieval_spec(None).unwrap()).unwrap());
+
+fn word(id: u32) -> String {
+    RETRIEVAL.word(id).unwrap()
+}
+
+/// A text in which name 3 is followed by name 5, and name 5 by name 7.
+fn haystack() -> String {
+    let filler = |n: u32| word(RETRIEVAL.fillers().start + n);
+    let needle = |a, b| format!("{} {}", word(RETRIEVAL.key(a)), word(RETRIEVAL.value(b)));
+    [filler(0), needle(3, 5), filler(1), filler(2), needle(5, 7), filler(3)].join(" ") + " "
+}
+
+fn question() -> String {
+    word(RETRIEVAL.key(3))
+}
+
+fn answer() -> [String; 2] {
+    [word(RETRIEVAL.value(5)), word(RETRIEVAL.value(7))]
+}
+
+/// `run -m builtin:retrieval` with further arguments and an input.
+fn ask(arguments: &[&str], stdin: &str) -> Ran {
+    let mut command = headinfer();
+    command.args(["run", "-m", "builtin:retrieval", "--device", "cpu", "-n", "2"]).args(arguments);
+    Ran::of(command.write_stdin(stdin))
+}
+
+#[test]
+fn an_answer_is_fetched_from_file_text_or_stdin() {
+    let dir = folder();
+    let file = dir.path().join("haystack.txt");
+    fs::write(&file, haystack()).unwrap();
+    let file = file.display().to_string();
+    let whole = haystack() + &question();
+    let want = answer().join(" ");
+    let tight = ["--placement", "offload", "--chunk", "2"];
+    for ran in [
+        ask(&["-f", &file, "-p", &question()], ""),
+        ask(&["-p", &whole], "not read"),
+        ask(&[], &whole),
+        ask(&tight, &whole),
+    ] {
+        assert_eq!((ran.code, ran.stdout.trim()), (0, want.as_str()), "{ran:?}");
+        let last = ran.stderr.lines().last().unwrap();
+        for part in ["prompt tokens", "2 new", "tok/s", "GB/s", "overlap", "peak device", "logits "] {
+            assert!(last.contains(part), "no '{part}' in {last}");
+        }
+    }
+}
+
+#[test]
+fn json_tells_the_text_and_what_was_measured() {
+    let object = ask(&["--json"], &(haystack() + &question())).json();
+    assert_eq!(object["text"].as_str().unwrap().trim(), answer().join(" "));
+    assert_eq!(object["ids"], serde_json::json!([RETRIEVAL.value(5), RETRIEVAL.value(7)]));
+    assert_eq!(object["finish"], "length");
+    let measured = &object["measured"];
+    assert_eq!(measured["device_peak_bytes"], measured["plan_device_bytes"]);
+    assert_eq!(measured["host_bytes"], measured["plan_host_bytes"]);
+    assert_eq!(measured["new_tokens"], 2);
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    let second = &answer()[1];
+    let ran = ask(&["--stop", second], &(haystack() + &question()));
+    assert_eq!((ran.code, ran.stdout.trim()), (0, answer()[0].as_str()), "{ran:?}");
+    ask(&["--stop", ""], "x").fails(2, &["--stop"]);
+}
+
+#[test]
+fn the_seed_decides_what_is_drawn() {
+    let drawn = |seed: &str| {
+        let hot = ["--temp", "50", "--top-k", "400", "--top-p", "1", "--min-p", "0", "-s", seed];
+        let ran = ask(&hot, &haystack());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.stdout
+    };
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+    for (flag, value) in [("--temp", "-1"), ("--top-k", "0"), ("--top-p", "2"), ("--repeat-penalty", "0")] {
+        ask(&[&format!("{flag}={value}")], "x").fails(2, &[&flag[2..5]]);
+    }
+}
+
+#[test]
+fn empty_and_unreadable_prompts_are_named() {
+    let dir = folder();
+    let file = dir.path().join("prompt");
+    let name = file.display().to_string();
+    ask(&["-f", &name], "").fails(4, &["cannot read", &name]);
+    fs::write(&file, "").unwrap();
+    ask(&["-f", &name], "").fails(4, &["the prompt is empty", &name]);
+    ask(&["-p", ""], "").fails(2, &["the prompt is empty"]);
+    ask(&[], "").fails(4, &["the prompt is empty", "standard input"]);
+    fs::write(&file, b"abc\xff").unwrap();
+    ask(&["-f", &name], "").fails(4, &["not UTF-8", "byte at 3"]);
+}
+
+#[test]
+fn what_exceeds_the_context_is_refused_not_cut() {
+    let text = haystack();
+    ask(&["--context", "4"], &text).fails(3, &["9 tokens", "context of 4", "--context 9"]);
+    ask(&["--context", "9"], &text).fails(3, &["10 tokens", "--context 10"]);
+    assert_eq!(ask(&["--context", "10"], &text).code, 0);
+}
+
+#[test]
+fn a_model_without_words_says_what_to_use() {
+    run("run -m random:llama-3-8b -p x --device cpu").fails(4, &["no tokenizer", "logits --ids"]);
+    run(&format!("run -m {} -p x --device cpu", tiny().display())).fails(4, &["tokenizer.json"]);
+    ask(&["--chat"], "x").fails(4, &["no chat template", "--chat"]);
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_refused() {
+    let dir = folder();
+    let model = copy_of_tiny(&dir);
+    fs::write(model.join("tokenizer.json"), RETRIEVAL.tokenizer_json()).unwrap();
+    run(&format!("run -m {} -p x --device cpu", model.display())).fails(4, &["tokenizer.json", "512"]);
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_generation_cleanly() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headinfer"));
+    command.args(["-q", "run", "-m", "builtin:retrieval", "--device", "cpu", "-n", "100000", "-p"]);
+    command.arg(haystack() + &question()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut first = [0; 4];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
