@@ -8,4 +8,5 @@ mod niah;
 mod output;
 mod plan;
 mod run;
+mod serve;
 mod support;
