@@ -1,4 +1,5 @@
 //! The server as clients see it: real connections to a port of the system's choice, tiny models on the CPU.
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod client;
 mod fairness;
