@@ -104,13 +104,14 @@ impl<'t> Slot<'t> {
         }
     }
 
-    /// A chunk or a token of the job at work.
+    /// A chunk or a token of the job at work. When it was the last, the job and its last event, to be told when the
+    /// slot is known to be free: its client may ask again at once.
     ///
     /// # Errors
     /// [`EngineError`]; the job is still there.
-    pub(super) fn turn(&mut self, counters: &Counters) -> Result<(), EngineError> {
+    pub(super) fn turn(&mut self, counters: &Counters) -> Result<Option<(Job, Event)>, EngineError> {
         let begun = Instant::now();
-        let Some(task) = &self.task else { return Ok(()) };
+        let Some(task) = &self.task else { return Ok(None) };
         let sampled = match task.last {
             None => self.prefill()?,
             Some(token) => {
@@ -118,17 +119,19 @@ impl<'t> Slot<'t> {
                 true
             }
         };
-        let Some(task) = &mut self.task else { return Ok(()) };
-        if sampled && let Some(reason) = task.advance(&self.logits, self.session.tokens(), counters)? {
-            let usage = Usage { prompt: task.job.ids.len(), cached: task.cached, completion: task.made };
-            task.job.tell(Event::Done { reason, usage });
-            counters.ended(Ending::Finished(reason), task.job.asked);
-            self.task = None;
-            self.last_used = Some(Instant::now());
-            return Ok(());
-        }
+        let Some(task) = &mut self.task else { return Ok(None) };
+        let reason = match sampled {
+            true => task.advance(&self.logits, self.session.tokens(), counters)?,
+            false => None,
+        };
         task.spent += begun.elapsed();
-        Ok(())
+        let Some((reason, task)) = reason.zip(self.task.take_if(|_| reason.is_some())) else {
+            return Ok(None);
+        };
+        self.last_used = Some(Instant::now());
+        counters.ended(Ending::Finished(reason), task.job.asked);
+        let usage = Usage { prompt: task.job.ids.len(), cached: task.cached, completion: task.made };
+        Ok(Some((task.job, Event::Done { reason, usage })))
     }
 
     /// One chunk; whether it was the prompt's last, whose logits are then there.

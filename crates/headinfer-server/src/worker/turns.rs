@@ -56,7 +56,11 @@ fn work<'t>(shared: &Shared, tokenizer: &'t Tokenizer, slots: &mut [Slot<'t>]) -
             continue;
         };
         match slot.turn(&shared.counters) {
-            Ok(()) => {}
+            Ok(None) => {}
+            Ok(Some((job, event))) => {
+                report(shared, slots);
+                job.tell(event);
+            }
             Err(EngineError::Backend(error)) => return Err(error.to_string()),
             Err(error) => slot.end(Some(Failure::Engine(error.to_string())), &shared.counters),
         }

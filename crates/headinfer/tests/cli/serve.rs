@@ -80,6 +80,7 @@ fn what_is_unsafe_or_does_not_fit_is_refused() {
     let line = "serve -m builtin:retrieval --device cpu";
     run(&format!("{line} --host 0.0.0.0")).fails(2, &["--api-key", "--insecure"]);
     run(&format!("{line} --host example.org")).fails(2, &["not an IP address"]);
-    run(&format!("{line} --context 1M --host-memory 1MiB")).fails(3, &["--parallel 2", "--context"]);
+    run(&format!("{line} --context 1M --gpu-memory 16MiB --host-memory 1MiB"))
+        .fails(3, &["--parallel 2", "--context"]);
     run("serve -m random:tiny --device cpu").fails(4, &["has no tokenizer"]);
 }
