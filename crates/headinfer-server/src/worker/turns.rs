@@ -35,8 +35,9 @@ pub(super) fn run(
         Ok(()) => (State::Stopped, Failure::Stopping),
         Err(why) => (State::Failed(why.clone()), Failure::Engine(why)),
     };
-    slots.iter_mut().for_each(|slot| slot.end(Some(failure.clone()), &shared.counters));
+    // Whoever hears of it and looks finds the new state.
     shared.enter(state);
+    slots.iter_mut().for_each(|slot| slot.end(Some(failure.clone()), &shared.counters));
 }
 
 /// # Errors

@@ -58,13 +58,15 @@ impl Drop for House {
 /// A server that is ready.
 pub(crate) async fn start(setup: Setup) -> House {
     let house = start_loading(setup).await;
+    house.gate.open();
     house.until("the server is ready", async || house.get("/health").await.status == 200).await;
     house
 }
 
-/// A server that may be loading still.
+/// A server that is loading until its gate is opened.
 pub(crate) async fn start_loading(setup: Setup) -> House {
     let gate = Gate::default();
+    gate.close();
     let (plan, below) = (model::plan(setup.context), gate.clone());
     let open = move |_| {
         below.pass_load();

@@ -201,8 +201,11 @@ async fn a_client_that_leaves_cancels_its_work_within_a_step() {
 
 #[tokio::test]
 async fn health_tells_loading_ready_and_failed() {
-    let gate_closed = Setup { slots: 1, ..Setup::default() };
-    let house = start_loading(gate_closed).await;
+    let house = start_loading(Setup { slots: 1, ..Setup::default() }).await;
+    let loading = house.get("/health").await;
+    assert_eq!((loading.status.as_u16(), &loading.json["status"]), (503, &json!("loading")));
+    assert_eq!(house.post(COMPLETIONS, &json!({"prompt": "x"})).await.status, 503);
+    house.gate.open();
     house.until("it is ready", async || house.get("/health").await.status == 200).await;
     house.gate.fail();
     let reply = house.post(COMPLETIONS, &json!({"prompt": "x"})).await;
