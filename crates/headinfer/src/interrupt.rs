@@ -1,6 +1,7 @@
 //! Ctrl-C: the first asks running work to stop at its next safe point, the second ends the process.
 
 use std::ops::ControlFlow;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Exit, Failure};
@@ -9,6 +10,8 @@ use crate::output;
 /// Work that asks [`requested`] is running.
 static COOPERATIVE: AtomicBool = AtomicBool::new(false);
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+/// See [`tell`].
+static TELL: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
 /// Catches Ctrl-C and termination.
 ///
@@ -17,6 +20,9 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 pub(crate) fn install() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         let first = !REQUESTED.swap(true, Ordering::SeqCst);
+        if let Some(tell) = TELL.get() {
+            tell();
+        }
         if !(first && COOPERATIVE.load(Ordering::SeqCst)) {
             output::discard_unfinished();
             std::process::exit(Exit::Interrupted as i32);
@@ -38,6 +44,12 @@ impl Drop for Cooperative {
     fn drop(&mut self) {
         COOPERATIVE.store(false, Ordering::SeqCst);
     }
+}
+
+/// Calls `hook` at Ctrl-C and termination, from a thread of its own: for work that cannot ask. Only the first
+/// hook of a process is taken.
+pub(crate) fn tell(hook: impl Fn() + Send + Sync + 'static) {
+    let _ = TELL.set(Box::new(hook));
 }
 
 /// Whether to stop.

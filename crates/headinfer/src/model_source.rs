@@ -1,7 +1,7 @@
 //! From what `-m` says to a model: its shape, and where the command needs them its weights.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
 use headinfer_core::model::hub::{self, HubEnv};
@@ -36,6 +36,8 @@ pub(crate) struct Model {
     pub(crate) spec: ModelSpec,
     /// Its folder, when it has one.
     folder: Option<PathBuf>,
+    /// Its weights, once asked for.
+    weights: OnceLock<Arc<Weights>>,
 }
 
 impl ModelSource {
@@ -95,12 +97,13 @@ impl ModelSource {
     /// As [`ModelSource::spec`].
     pub(crate) fn find(self, env: &HubEnv) -> Result<Model> {
         let Self::Checkpoint(name) = &self else {
-            return Ok(Model { spec: self.spec(env)?, source: self, folder: None });
+            let weights = OnceLock::new();
+            return Ok(Model { spec: self.spec(env)?, source: self, folder: None, weights });
         };
         let folder = hub::resolve(name, env)?;
         let mut spec = config::load_config(&folder)?;
         spec.name.clone_from(name);
-        Ok(Model { source: self, spec, folder: Some(folder) })
+        Ok(Model { source: self, spec, folder: Some(folder), weights: OnceLock::new() })
     }
 
     /// Host memory that the weights take when they are generated rather than mapped.
@@ -118,11 +121,20 @@ impl Model {
         self.source.generated_bytes(&self.spec)
     }
 
-    /// The weights, mapped or made in host memory, all of them finite: of a checkpoint every one is read.
+    /// The weights, mapped or made in host memory, all of them finite: of a checkpoint every one is read. Asked for
+    /// again, they are the same ones.
     ///
     /// # Errors
     /// When they cannot be used or, being generated, do not fit into memory.
     pub(crate) fn weights(&self) -> Result<Arc<Weights>> {
+        if let Some(weights) = self.weights.get() {
+            return Ok(weights.clone());
+        }
+        let weights = self.load()?;
+        Ok(self.weights.get_or_init(|| weights).clone())
+    }
+
+    fn load(&self) -> Result<Arc<Weights>> {
         if let Some(folder) = &self.folder {
             let weights = Weights::load(folder, &self.spec)?;
             weights.check_finite()?;

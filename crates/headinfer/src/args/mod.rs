@@ -8,6 +8,7 @@ mod model;
 mod niah;
 mod plan;
 mod run;
+mod serve;
 mod shared;
 mod usage;
 
@@ -24,6 +25,7 @@ pub(crate) use model::{ModelArgs, ModelCommand};
 pub(crate) use niah::NiahArgs;
 pub(crate) use plan::PlanArgs;
 pub(crate) use run::RunArgs;
+pub(crate) use serve::ServeArgs;
 pub(crate) use shared::{DeviceChoice, EngineArgs, ModelArg};
 
 /// Exact long-context LLM inference on one small GPU, or none.
@@ -61,6 +63,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit, 4 unusable model or
 pub(crate) enum Command {
     Plan(PlanArgs),
     Run(Box<RunArgs>),
+    Serve(Box<ServeArgs>),
     Niah(NiahArgs),
     Logits(LogitsArgs),
     Bench(Box<BenchArgs>),

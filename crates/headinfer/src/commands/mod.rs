@@ -8,6 +8,7 @@ mod model;
 mod niah;
 mod plan;
 mod run;
+mod serve;
 
 use anyhow::Result;
 
@@ -25,6 +26,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<()> {
     match cli.command {
         Command::Plan(args) => plan::run(&args, environment),
         Command::Run(args) => run::run(&args, environment),
+        Command::Serve(args) => serve::run(&args, environment),
         Command::Niah(args) => niah::run(&args, environment),
         Command::Logits(args) => logits::run(&args, environment),
         Command::Bench(args) => bench::run(&args, environment),

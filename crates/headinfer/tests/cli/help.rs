@@ -2,7 +2,8 @@
 
 use crate::support::{headinfer, run};
 
-const COMMANDS: [&str; 8] = ["plan", "run", "niah", "logits", "bench", "doctor", "model", "completions"];
+const COMMANDS: [&str; 9] =
+    ["plan", "run", "serve", "niah", "logits", "bench", "doctor", "model", "completions"];
 
 #[test]
 fn every_command_has_help_and_the_main_ones_have_examples() {
@@ -12,7 +13,7 @@ fn every_command_has_help_and_the_main_ones_have_examples() {
         assert_eq!((help.code, help.stderr.as_str()), (0, ""), "{command}");
         assert!(help.stdout.contains("Usage: headinfer"), "{command}");
     }
-    for command in ["plan", "run", "niah", "logits", "model make", "completions"] {
+    for command in ["plan", "run", "serve", "niah", "logits", "model make", "completions"] {
         assert!(run(&format!("{command} --help")).stdout.contains("Example"), "{command}");
     }
 }

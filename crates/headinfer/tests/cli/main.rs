@@ -10,4 +10,5 @@ mod niah;
 mod output;
 mod plan;
 mod run;
+mod serve;
 mod support;

@@ -1,0 +1,91 @@
+//! POST /v1/chat/completions.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use headinfer_core::text::chat::{ChatOptions, Json, Message};
+use serde::Deserialize;
+
+use super::answer::Answer;
+use super::fields::Fields;
+use super::request::{self, Request, top_logprobs};
+use super::shape::Shape;
+use super::{ApiError, App, parse};
+use crate::model::today;
+
+pub(super) async fn create(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    app.ready()?;
+    let session = request::session(&headers)?;
+    let bytes = app.body(&headers, body).await?;
+    let request = app.aside(bytes, |app, bytes| {
+        let value = parse(bytes)?;
+        let fields = Fields::of(&value)?;
+        request::check(app, &fields)?;
+        let logprobs = logprobs(&fields)?;
+        let ids = prompt(app, &fields, bytes)?;
+        Request::read(app, &fields, ("messages", ids), None, logprobs)
+    });
+    Answer::new(&app, Shape::Chat).respond(&app, request.await?, session).await
+}
+
+fn logprobs(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
+    let (wanted, top) = (fields.flag("logprobs")?, top_logprobs(fields, "top_logprobs")?);
+    match (wanted, top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(ApiError::field("top_logprobs", "top_logprobs is for logprobs: true only")),
+    }
+}
+
+/// The part of a body that a template prints: read again, for here the order of keys matters.
+#[derive(Deserialize)]
+struct Printed {
+    messages: Vec<Message>,
+    #[serde(default)]
+    tools: Option<Json>,
+    #[serde(default)]
+    chat_template_kwargs: Option<Json>,
+}
+
+/// The ids of the prompt that the model's template makes of a chat's `body`, read as `fields` already.
+pub(super) fn prompt(app: &App, fields: &Fields<'_>, body: &[u8]) -> Result<Vec<u32>, ApiError> {
+    match fields.list("messages")? {
+        None => return Err(ApiError::field("messages", "messages is needed: a list")),
+        Some([]) => return Err(ApiError::field("messages", "messages must not be empty")),
+        Some(_) => {}
+    }
+    let with_tools = match (fields.list("tools")?, tool_choice(fields)?) {
+        (None | Some([]), _) | (_, false) => false,
+        (Some(_), true) => true,
+    };
+    fields.object("chat_template_kwargs")?;
+    let printed: Printed = serde_json::from_slice(body)
+        .map_err(|e| ApiError::field("messages", format!("messages cannot be read: {e}")))?;
+    let options = ChatOptions {
+        tools: printed.tools.as_ref().filter(|_| with_tools),
+        add_generation_prompt: true,
+        today: today(),
+        variables: printed.chat_template_kwargs.as_ref(),
+    };
+    let tokenizer = app.engine.tokenizer();
+    let text = tokenizer.chat_prompt_with(&printed.messages, &options);
+    let text = text.map_err(|e| ApiError::field("messages", e.to_string()))?;
+    tokenizer.encode_raw(&text).map_err(|e| ApiError::field("messages", e.to_string()))
+}
+
+/// Whether the template is shown the tools. The model is not made to call one.
+fn tool_choice(fields: &Fields<'_>) -> Result<bool, ApiError> {
+    match fields.get("tool_choice").map(|v| v.as_str()) {
+        None | Some(Some("auto")) => Ok(true),
+        Some(Some("none")) => Ok(false),
+        Some(_) => Err(ApiError::field(
+            "tool_choice",
+            "tool_choice must be 'auto' or 'none': others are not supported",
+        )),
+    }
+}

@@ -1,0 +1,36 @@
+//! GET /v1/models.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use super::{ApiError, App, json as answer};
+
+/// The one model.
+pub(super) async fn list(State(app): State<App>) -> Response {
+    answer(StatusCode::OK, &json!({"object": "list", "data": [entry(&app)]}))
+}
+
+/// The model by its id.
+pub(super) async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    check(&app, &id)?;
+    Ok(answer(StatusCode::OK, &entry(&app)))
+}
+
+/// # Errors
+/// 404 when `id` is not the served model's.
+pub(super) fn check(app: &App, id: &str) -> Result<(), ApiError> {
+    if id == app.model.id {
+        return Ok(());
+    }
+    let message =
+        format!("there is no model '{}' here; this server has '{}'", id.escape_debug(), app.model.id);
+    Err(ApiError::new(StatusCode::NOT_FOUND, message).param("model").code("model_not_found"))
+}
+
+fn entry(app: &App) -> Value {
+    let context = app.ready().ok().map(|(context, _)| context);
+    let (id, created) = (&app.model.id, app.started);
+    json!({"id": id, "object": "model", "created": created, "owned_by": "headinfer", "max_model_len": context})
+}

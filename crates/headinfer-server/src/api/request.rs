@@ -1,0 +1,211 @@
+//! What chats and completions have in common: from fields to a job in the queue.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Instant;
+
+use axum::http::HeaderMap;
+use headinfer_core::engine::sample::Sampling;
+use headinfer_core::engine::stop::StopMatcher;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::fields::Fields;
+use super::{ApiError, App, models};
+use crate::worker::{Event, Job, Refused};
+
+/// Most likeliest tokens reported with each token.
+const TOP_LOGPROBS_MAX: usize = 20;
+const SESSION_BYTES_MAX: usize = 128;
+
+/// A request that has been read.
+pub(super) struct Request {
+    pub(super) ids: Vec<u32>,
+    pub(super) max_tokens: usize,
+    pub(super) sampling: Sampling,
+    pub(super) stops: StopMatcher,
+    pub(super) ignore_end: bool,
+    pub(super) logprobs: Option<usize>,
+    /// `None`: the answer is sent whole.
+    pub(super) stream: Option<StreamOptions>,
+}
+
+/// How an answer is streamed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StreamOptions {
+    /// A last chunk has the usage.
+    pub(crate) usage: bool,
+    /// Prefill sends chunks of its own.
+    pub(crate) progress: bool,
+}
+
+impl Request {
+    /// Reads all fields but those of the prompt, whose `ids` and name are given. `room`: tokens generated when the
+    /// request does not say; `None` is all that the context leaves.
+    pub(super) fn read(
+        app: &App,
+        fields: &Fields<'_>,
+        (name, ids): (&str, Vec<u32>),
+        room: Option<usize>,
+        logprobs: Option<usize>,
+    ) -> Result<Self, ApiError> {
+        let (context, vocab) = app.ready()?;
+        if ids.is_empty() {
+            return Err(ApiError::field(name, format!("{name} has no tokens")));
+        }
+        if let Some(at) = ids.iter().position(|id| *id as usize >= vocab) {
+            let message = format!("{name}[{at}] is {}: the vocabulary has {vocab} tokens", ids[at]);
+            return Err(ApiError::field(name, message));
+        }
+        let asked = max_tokens(app, fields)?;
+        let left = context.saturating_sub(ids.len());
+        let least = asked.unwrap_or(1);
+        if left < least {
+            let need = ids.len() + least;
+            let message = format!(
+                "{} tokens of {name} and {least} to generate are {need}; the context is {context}",
+                ids.len()
+            );
+            return Err(ApiError::field(name, message).code("context_length_exceeded"));
+        }
+        let most = left.min(app.config.limits.max_tokens);
+        Ok(Self {
+            ids,
+            max_tokens: asked.unwrap_or_else(|| room.unwrap_or(most).min(most)),
+            sampling: sampling(app, fields)?,
+            stops: stops(fields)?,
+            ignore_end: fields.flag("ignore_eos")?,
+            logprobs,
+            stream: stream(fields)?,
+        })
+    }
+
+    /// Puts the job into the queue. Dropping the receiver cancels it, unless the request names a session.
+    pub(super) fn submit(
+        self,
+        app: &App,
+        session: Option<String>,
+    ) -> Result<UnboundedReceiver<Event>, ApiError> {
+        let (events, receiver) = unbounded_channel();
+        let stop_tokens = if self.ignore_end { Vec::new() } else { app.model.end_tokens.clone() };
+        let Self { ids, max_tokens, sampling, stops, logprobs, .. } = self;
+        let asked = Instant::now();
+        let job = Job { ids, max_tokens, sampling, stops, stop_tokens, logprobs, session, events, asked };
+        app.shared().submit(job).inspect_err(|refused| {
+            if matches!(refused, Refused::Full { .. }) {
+                app.shared().counters.turned_away();
+            }
+        })?;
+        Ok(receiver)
+    }
+}
+
+/// Refuses what is not there before anything is tokenised: another model, and fields that would change the answer
+/// and are not implemented.
+pub(super) fn check(app: &App, fields: &Fields<'_>) -> Result<(), ApiError> {
+    if let Some(id) = fields.text("model")? {
+        models::check(app, id)?;
+    }
+    let neutral = [
+        ("n", json!(1)),
+        ("best_of", json!(1)),
+        ("frequency_penalty", json!(0)),
+        ("presence_penalty", json!(0)),
+        ("logit_bias", json!({})),
+        ("echo", json!(false)),
+        ("suffix", json!("")),
+    ];
+    for (name, value) in &neutral {
+        fields.refuse_unless(name, value)?;
+    }
+    let Some(format) = fields.object("response_format")? else { return Ok(()) };
+    match format.text("type")? {
+        Some("text") => Ok(()),
+        Some(kind @ ("json_object" | "json_schema")) => {
+            let message = format!("response_format of type '{kind}' is not supported yet");
+            Err(ApiError::field("response_format.type", message))
+        }
+        _ => Err(ApiError::field("response_format.type", "response_format.type must be 'text'")),
+    }
+}
+
+/// The name of the work that goes on without a client.
+pub(super) fn session(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get("x-session-id") else { return Ok(None) };
+    match value.to_str() {
+        Ok(name) if (1..=SESSION_BYTES_MAX).contains(&name.len()) => Ok(Some(name.to_owned())),
+        _ => {
+            let message = format!("X-Session-Id must have 1..={SESSION_BYTES_MAX} visible ASCII characters");
+            Err(ApiError::field("X-Session-Id", message))
+        }
+    }
+}
+
+/// Token ids of a JSON list called `name`.
+pub(super) fn token_ids(name: &str, list: &[Value]) -> Result<Vec<u32>, ApiError> {
+    let id = |(at, value): (usize, &Value)| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| ApiError::field(name, format!("{name}[{at}] must be a token id")))
+    };
+    list.iter().enumerate().map(id).collect()
+}
+
+/// How many likeliest tokens are asked for by the field `name`.
+pub(super) fn top_logprobs(fields: &Fields<'_>, name: &str) -> Result<Option<usize>, ApiError> {
+    fields.count(name, 0..=TOP_LOGPROBS_MAX)
+}
+
+fn max_tokens(app: &App, fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
+    let range = 1..=app.config.limits.max_tokens;
+    let newer = fields.count("max_completion_tokens", range.clone())?;
+    Ok(newer.or(fields.count("max_tokens", range)?))
+}
+
+fn sampling(app: &App, fields: &Fields<'_>) -> Result<Sampling, ApiError> {
+    let defaults = &app.config.defaults;
+    // 0 and -1 turn it off, as in llama.cpp and vLLM.
+    let top_k = match fields.integer("top_k")? {
+        None => defaults.top_k,
+        Some(0 | -1) => None,
+        Some(k @ 1..) => Some(usize::try_from(k).unwrap_or(usize::MAX)),
+        Some(k) => return Err(ApiError::field("top_k", format!("top_k must be -1 or more, not {k}"))),
+    };
+    Ok(Sampling {
+        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(defaults.temperature),
+        top_k,
+        top_p: fields.number("top_p", 0.0..=1.0)?.or(defaults.top_p),
+        min_p: fields.number("min_p", 0.0..=1.0)?.or(defaults.min_p),
+        repetition_penalty: fields.number("repetition_penalty", 0.01..=100.0)?,
+        seed: fields.integer("seed")?.map_or_else(fresh_seed, |seed| seed as u64),
+    })
+}
+
+/// The standard library keys its hashers from the system's randomness.
+fn fresh_seed() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
+fn stops(fields: &Fields<'_>) -> Result<StopMatcher, ApiError> {
+    let wrong = || ApiError::field("stop", "stop must be a string or a list of strings");
+    let stops = match fields.get("stop") {
+        None => Vec::new(),
+        Some(Value::String(stop)) => vec![stop.clone()],
+        Some(Value::Array(list)) => {
+            let strings = list.iter().map(|v| v.as_str().map(str::to_owned));
+            strings.collect::<Option<Vec<_>>>().ok_or_else(wrong)?
+        }
+        Some(_) => return Err(wrong()),
+    };
+    StopMatcher::new(stops).map_err(|why| ApiError::field("stop", why))
+}
+
+fn stream(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
+    let (stream, progress) = (fields.flag("stream")?, fields.flag("return_progress")?);
+    let usage = match fields.object("stream_options")? {
+        Some(_) if !stream => {
+            return Err(ApiError::field("stream_options", "stream_options is for stream: true only"));
+        }
+        Some(options) => options.flag("include_usage")?,
+        None => false,
+    };
+    Ok(stream.then_some(StreamOptions { usage, progress }))
+}

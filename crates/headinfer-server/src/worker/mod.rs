@@ -1,0 +1,98 @@
+//! The engine below the async world: one thread, a bounded queue, and slots that take turns.
+//!
+//! Handlers put a [`Job`] into the queue and read its [`Event`]s. This room must not know HTTP or JSON.
+
+mod job;
+mod output;
+mod queue;
+mod slot;
+mod turns;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use headinfer_core::engine::Session;
+use headinfer_core::text::Tokenizer;
+use thiserror::Error;
+
+pub(crate) use job::{Event, Failure, FinishReason, Job, Scored, Usage};
+pub use queue::State;
+pub(crate) use queue::{Refused, Shared, SlotReport};
+
+/// How an engine serves many requests.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// Requests worked on at the same time, each on a session (a KV cache) of its own.
+    pub slots: usize,
+    /// Requests that may wait for a slot; further ones are refused with 429.
+    pub queue: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { slots: 2, queue: 64 }
+    }
+}
+
+/// Why an engine cannot be started.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// Nothing could ever run.
+    #[error("an engine needs at least one slot")]
+    NoSlot,
+    /// The system refused a thread.
+    #[error("cannot start the engine thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// The engine thread, seen from above. The thread ends when this is dropped.
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+    tokenizer: Arc<Tokenizer>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EngineHandle {
+    /// Starts the thread, which calls `open` with 0, 1, … for each slot's session; all must be of one plan. Until
+    /// all are open the server answers 503.
+    ///
+    /// # Errors
+    /// [`StartError`]. What `open` refuses becomes [`State::Failed`].
+    pub fn start<F>(options: EngineOptions, tokenizer: Arc<Tokenizer>, open: F) -> Result<Self, StartError>
+    where
+        F: FnMut(usize) -> Result<Session, String> + Send + 'static,
+    {
+        if options.slots == 0 {
+            return Err(StartError::NoSlot);
+        }
+        let shared = Arc::new(Shared::new(options));
+        let (below, text) = (shared.clone(), tokenizer.clone());
+        let work = move || turns::run(&below, &text, open);
+        let thread =
+            std::thread::Builder::new().name("engine".into()).spawn(work).map_err(StartError::Thread)?;
+        Ok(Self { shared, tokenizer, thread: Some(thread) })
+    }
+
+    /// What the engine is doing.
+    pub fn state(&self) -> State {
+        self.shared.state()
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+}
+
+impl Drop for EngineHandle {
+    fn drop(&mut self) {
+        self.shared.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported as a fault already.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What handlers and the engine thread share: the state, the queue, and reports for the metrics.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use headinfer_core::backend::Stats;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use super::EngineOptions;
+use super::job::{Event, Failure, Job};
+use crate::metrics::Counters;
+
+/// What the engine is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Opening sessions.
+    Loading,
+    /// Serving.
+    Ready {
+        /// Tokens a slot's cache holds.
+        context: usize,
+        /// Token ids are below it.
+        vocab: usize,
+    },
+    /// Ended because it was told to.
+    Stopped,
+    /// The device or the engine failed; nothing will be served.
+    Failed(String),
+}
+
+/// Why a job was not taken.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub(crate) enum Refused {
+    #[error("all slots are busy and {waiting} requests wait already: try again later")]
+    Full { waiting: usize },
+    #[error("{0}")]
+    NotReady(String),
+}
+
+/// One slot, for the metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SlotReport {
+    /// Totals since the session was opened.
+    pub(crate) stats: Stats,
+    /// Tokens in the cache.
+    pub(crate) tokens: usize,
+    /// Working on a request.
+    pub(crate) busy: bool,
+    /// Of the prompt being taken in: tokens done, and all. Both 0 when none is.
+    pub(crate) prefill: (usize, usize),
+}
+
+/// See the module.
+pub(crate) struct Shared {
+    options: EngineOptions,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    /// Changed under the lock of `inner` only.
+    state: watch::Sender<State>,
+    pub(crate) counters: Counters,
+}
+
+struct Inner {
+    /// No more jobs are taken.
+    closed: bool,
+    /// The thread is to end.
+    stop: bool,
+    waiting: VecDeque<Job>,
+    slots: Vec<SlotReport>,
+}
+
+/// What the engine thread finds when it looks up from its work.
+pub(super) struct Arrivals<'a>(MutexGuard<'a, Inner>);
+
+impl Shared {
+    pub(super) fn new(options: EngineOptions) -> Self {
+        let slots = vec![SlotReport::default(); options.slots];
+        let inner = Inner { closed: false, stop: false, waiting: VecDeque::new(), slots };
+        Self {
+            options,
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            state: watch::Sender::new(State::Loading),
+            counters: Counters::default(),
+        }
+    }
+
+    pub(crate) fn options(&self) -> EngineOptions {
+        self.options
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Tells of changes of the state.
+    pub(crate) fn watch(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Jobs that wait for a slot.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().waiting.iter().filter(|job| !job.abandoned()).count()
+    }
+
+    pub(crate) fn slots(&self) -> Vec<SlotReport> {
+        self.lock().slots.clone()
+    }
+
+    /// Puts a job into the queue.
+    ///
+    /// # Errors
+    /// [`Refused`] when the engine does not serve or the queue is full.
+    pub(crate) fn submit(&self, job: Job) -> Result<(), Refused> {
+        let mut inner = self.lock();
+        match &*self.state.borrow() {
+            State::Ready { .. } if !inner.closed => {}
+            State::Loading => return Err(Refused::NotReady("the model is still loading".into())),
+            State::Failed(why) => return Err(Refused::NotReady(format!("the engine failed: {why}"))),
+            _ => return Err(Refused::NotReady("the server is shutting down".into())),
+        }
+        inner.waiting.retain(|waiting| {
+            let replaced = waiting.session.is_some() && waiting.session == job.session;
+            if replaced {
+                waiting.tell(Event::Failed(Failure::Superseded));
+            }
+            !replaced && !waiting.abandoned()
+        });
+        let free = inner.slots.iter().filter(|slot| !slot.busy).count();
+        let waiting = inner.waiting.len();
+        if waiting >= self.options.queue + free {
+            return Err(Refused::Full { waiting });
+        }
+        inner.waiting.push_back(job);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Takes no more jobs.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    /// Ends the engine thread, within a chunk.
+    pub(crate) fn stop(&self) {
+        let mut inner = self.lock();
+        (inner.closed, inner.stop) = (true, true);
+        self.changed.notify_one();
+    }
+
+    /// Sets the state; any but ready fails what waits.
+    pub(super) fn enter(&self, state: State) {
+        let failure = match &state {
+            State::Failed(why) => Some(Failure::Engine(why.clone())),
+            State::Stopped => Some(Failure::Stopping),
+            State::Loading | State::Ready { .. } => None,
+        };
+        let mut inner = self.lock();
+        self.state.send_replace(state);
+        if let Some(failure) = failure {
+            inner.waiting.drain(..).for_each(|job| job.tell(Event::Failed(failure.clone())));
+            inner.slots.iter_mut().for_each(|slot| (slot.busy, slot.prefill) = (false, (0, 0)));
+        }
+    }
+
+    pub(super) fn report(&self, slot: usize, report: SlotReport) {
+        self.lock().slots[slot] = report;
+    }
+
+    /// What has come; waits for something when there is nothing else to do. `None`: it is time to end.
+    pub(super) fn arrivals(&self, idle: bool) -> Option<Arrivals<'_>> {
+        let mut inner = self.lock();
+        while idle && !inner.stop && inner.waiting.is_empty() {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        if inner.stop {
+            return None;
+        }
+        inner.waiting.retain(|job| !job.abandoned());
+        Some(Arrivals(inner))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Arrivals<'_> {
+    /// The first waiting job that `fits`.
+    pub(super) fn take(&mut self, fits: impl FnMut(&Job) -> bool) -> Option<Job> {
+        let at = self.0.waiting.iter().position(fits)?;
+        self.0.waiting.remove(at)
+    }
+
+    /// Marks a slot busy under the same lock that took its job, so that the queue counts right.
+    pub(super) fn occupy(&mut self, slot: usize) {
+        self.0.slots[slot].busy = true;
+    }
+}

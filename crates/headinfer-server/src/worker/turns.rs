@@ -1,0 +1,132 @@
+//! The engine thread: who gets a slot, and whose turn it is.
+//!
+//! A turn is a chunk of prefill or one token, and goes to the job that has had the least engine time since it
+//! came. So a short request shares the engine with a long prefill from the next chunk on.
+
+use std::time::Duration;
+
+use headinfer_core::engine::{EngineError, Session};
+use headinfer_core::text::Tokenizer;
+
+use super::job::{Failure, Job};
+use super::queue::{Arrivals, Shared, State};
+use super::slot::Slot;
+use crate::metrics::Counters;
+
+/// A prompt with more chunks than this to take in is long: one slot is kept free of such.
+const LONG_CHUNKS: usize = 4;
+
+/// Opens all sessions, then works until told to stop or until the device fails.
+pub(super) fn run(
+    shared: &Shared,
+    tokenizer: &Tokenizer,
+    open: impl FnMut(usize) -> Result<Session, String>,
+) {
+    let _guard = PanicGuard(shared);
+    let sessions: Result<Vec<Session>, String> = (0..shared.options().slots).map(open).collect();
+    let mut slots: Vec<Slot<'_>> = match sessions {
+        Ok(sessions) => sessions.into_iter().map(Slot::new).collect(),
+        Err(why) => return shared.enter(State::Failed(why)),
+    };
+    report(shared, &slots);
+    let context = slots.iter().map(Slot::context).min().unwrap_or(0);
+    shared.enter(State::Ready { context, vocab: slots[0].vocab() });
+    let (state, failure) = match work(shared, tokenizer, &mut slots) {
+        Ok(()) => (State::Stopped, Failure::Stopping),
+        Err(why) => (State::Failed(why.clone()), Failure::Engine(why)),
+    };
+    // Whoever hears of it and looks finds the new state.
+    shared.enter(state);
+    slots.iter_mut().for_each(|slot| slot.end(Some(failure.clone()), &shared.counters));
+}
+
+/// # Errors
+/// What the device said when it failed.
+fn work<'t>(shared: &Shared, tokenizer: &'t Tokenizer, slots: &mut [Slot<'t>]) -> Result<(), String> {
+    loop {
+        for slot in slots.iter_mut().filter(|slot| slot.job().is_some_and(Job::abandoned)) {
+            slot.end(None, &shared.counters);
+        }
+        report(shared, slots);
+        let idle = slots.iter().all(|slot| slot.job().is_none());
+        let Some(mut arrivals) = shared.arrivals(idle) else { return Ok(()) };
+        take_over(&mut arrivals, slots, tokenizer, &shared.counters);
+        admit(&mut arrivals, slots, tokenizer, &shared.counters);
+        drop(arrivals);
+        let Some(slot) = slots.iter_mut().filter(|s| s.job().is_some()).min_by_key(|s| s.spent()) else {
+            continue;
+        };
+        match slot.turn(&shared.counters) {
+            Ok(None) => {}
+            Ok(Some((job, event))) => {
+                report(shared, slots);
+                job.tell(event);
+            }
+            Err(EngineError::Backend(error)) => return Err(error.to_string()),
+            Err(error) => slot.end(Some(Failure::Engine(error.to_string())), &shared.counters),
+        }
+    }
+}
+
+fn report(shared: &Shared, slots: &[Slot<'_>]) {
+    slots.iter().enumerate().for_each(|(i, slot)| shared.report(i, slot.report()));
+}
+
+/// A job takes the slot of an older one of its session name at once: what was finished is there.
+fn take_over<'t>(
+    arrivals: &mut Arrivals<'_>,
+    slots: &mut [Slot<'t>],
+    tokenizer: &'t Tokenizer,
+    counters: &Counters,
+) {
+    for slot in slots {
+        let Some(name) = slot.job().and_then(|job| job.session.clone()) else { continue };
+        if let Some(job) = arrivals.take(|job| job.session.as_ref() == Some(&name)) {
+            let spent = slot.spent().unwrap_or_default();
+            slot.end(Some(Failure::Superseded), counters);
+            slot.begin(job, spent, tokenizer, counters);
+        }
+    }
+}
+
+/// Free slots go to waiting jobs in the order they came, except that long prompts leave one slot to short ones.
+fn admit<'t>(
+    arrivals: &mut Arrivals<'_>,
+    slots: &mut [Slot<'t>],
+    tokenizer: &'t Tokenizer,
+    counters: &Counters,
+) {
+    let long = LONG_CHUNKS * slots[0].chunk();
+    loop {
+        let room_for_long =
+            slots.len() == 1 || slots.iter().filter(|s| s.prefill_left() > long).count() + 1 < slots.len();
+        let Some(job) = arrivals.take(|job| {
+            best(slots, job).is_some_and(|(_, reused)| room_for_long || job.ids.len() - reused <= long)
+        }) else {
+            return;
+        };
+        let Some((at, _)) = best(slots, &job) else { return };
+        // Starting level with the others: neither behind their past nor ahead of them for good.
+        let spent = slots.iter().filter_map(Slot::spent).min().unwrap_or(Duration::ZERO);
+        arrivals.occupy(at);
+        slots[at].begin(job, spent, tokenizer, counters);
+    }
+}
+
+/// The free slot that has most of the job's prompt; among equals, the one whose cache is cheapest to lose.
+fn best(slots: &[Slot<'_>], job: &Job) -> Option<(usize, usize)> {
+    let free = slots.iter().enumerate().filter(|(_, slot)| slot.job().is_none());
+    let reuse = free.map(|(at, slot)| (at, slot.reusable(&job.ids)));
+    reuse.min_by_key(|&(at, reused)| (usize::MAX - reused, slots[at].loss(reused)))
+}
+
+/// Whoever waits must hear of a panic.
+struct PanicGuard<'a>(&'a Shared);
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.enter(State::Failed("the engine thread panicked".into()));
+        }
+    }
+}

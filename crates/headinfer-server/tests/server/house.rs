@@ -1,0 +1,193 @@
+//! A running server, and a gate that stalls its engine.
+
+use std::ops::Deref;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use headinfer_core::backend::{Backend, BackendError, Stats, Timed};
+use headinfer_core::cpu::Cpu;
+use headinfer_core::engine::Session;
+use headinfer_core::plan::Schedule;
+use headinfer_server::{
+    EngineHandle, EngineOptions, ServeError, ServedModel, Server, ServerConfig, Shutdown,
+};
+use tokio::task::JoinHandle;
+
+use crate::client::Client;
+use crate::model;
+
+/// What a test changes before the server starts.
+pub(crate) struct Setup {
+    pub(crate) slots: usize,
+    pub(crate) queue: usize,
+    pub(crate) context: usize,
+    pub(crate) config: ServerConfig,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let mut config = ServerConfig { address: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
+        config.drain = Duration::from_millis(100);
+        Self { slots: 2, queue: 64, context: 1024, config }
+    }
+}
+
+/// Ends with the test.
+pub(crate) struct House {
+    client: Client,
+    pub(crate) gate: Gate,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) task: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+impl Deref for House {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.gate.open();
+        self.shutdown.request();
+    }
+}
+
+/// A server that is ready.
+pub(crate) async fn start(setup: Setup) -> House {
+    let house = start_loading(setup).await;
+    house.gate.open();
+    house.until("the server is ready", async || house.get("/health").await.status == 200).await;
+    house
+}
+
+/// A server that is loading until its gate is opened.
+pub(crate) async fn start_loading(setup: Setup) -> House {
+    let gate = Gate::default();
+    gate.close();
+    let (plan, below) = (model::plan(setup.context), gate.clone());
+    let open = move |_| {
+        below.pass_load();
+        let inner = model::backend(&plan);
+        Ok(Session::new(plan.clone(), Box::new(Gated { inner, gate: below.clone() })))
+    };
+    let options = EngineOptions { slots: setup.slots, queue: setup.queue };
+    let engine = EngineHandle::start(options, model::tokenizer(), open).expect("the engine starts");
+    let served = ServedModel { id: "tiny".into(), end_tokens: vec![model::END] };
+    let server = Server::bind(setup.config, served, engine).await.expect("listens");
+    let client = Client { address: server.address(), headers: Vec::new() };
+    let shutdown = Shutdown::default();
+    let ending = shutdown.clone();
+    let task = tokio::spawn(async move { server.run(&ending).await });
+    House { client, gate, shutdown, task: Some(task) }
+}
+
+impl House {
+    /// Looks again until `met`; a test that waits forever is ended by the harness's patience, not by ours.
+    pub(crate) async fn until(&self, what: &str, met: impl AsyncFn() -> bool) {
+        for _ in 0..6000 {
+            if met().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("never: {what}");
+    }
+
+    /// The value of a line of /metrics that has no labels but the model.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        self.labelled(&format!("{name}{{model_name=\"tiny\"}} ")).await
+    }
+
+    /// The value of the line of /metrics that begins like this.
+    pub(crate) async fn labelled(&self, line: &str) -> f64 {
+        let page = self.get("/metrics").await.text;
+        let line = format!("headinfer:{line}");
+        let value =
+            page.lines().find_map(|l| l.strip_prefix(&line)).unwrap_or_else(|| panic!("{line} in {page}"));
+        value.trim().parse().expect("a number")
+    }
+}
+
+/// Lets steps of a backend through; open unless a test closes it.
+#[derive(Clone, Default)]
+pub(crate) struct Gate(Arc<(Mutex<GateState>, Condvar)>);
+
+#[derive(Default)]
+struct GateState {
+    /// Steps it lets through still; `None` is all.
+    left: Option<usize>,
+    fail: bool,
+    /// Rows of the steps so far.
+    steps: Vec<usize>,
+}
+
+impl Gate {
+    pub(crate) fn close(&self) {
+        self.allow(0);
+    }
+
+    /// So many steps, then none.
+    pub(crate) fn allow(&self, steps: usize) {
+        self.0.0.lock().unwrap().left = Some(steps);
+        self.0.1.notify_all();
+    }
+
+    pub(crate) fn open(&self) {
+        self.0.0.lock().unwrap().left = None;
+        self.0.1.notify_all();
+    }
+
+    /// The next step fails as a device does.
+    pub(crate) fn fail(&self) {
+        self.0.0.lock().unwrap().fail = true;
+    }
+
+    /// Steps that were begun.
+    pub(crate) fn steps(&self) -> Vec<usize> {
+        self.0.0.lock().unwrap().steps.clone()
+    }
+
+    fn pass_load(&self) {
+        let state = self.0.0.lock().unwrap();
+        drop(self.0.1.wait_while(state, |state| state.left == Some(0)).unwrap());
+    }
+
+    fn pass(&self, rows: usize) -> Result<(), BackendError> {
+        let mut state = self.0.0.lock().unwrap();
+        state.steps.push(rows);
+        let mut state = self.0.1.wait_while(state, |state| state.left == Some(0)).unwrap();
+        state.left = state.left.map(|left| left - 1);
+        if state.fail { Err(BackendError("the device fell off the bus".into())) } else { Ok(()) }
+    }
+}
+
+struct Gated {
+    inner: Cpu,
+    gate: Gate,
+}
+
+impl Backend for Gated {
+    fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError> {
+        self.gate.pass(ids.len())?;
+        self.inner.submit(schedule, ids)
+    }
+
+    fn logits(&mut self) -> Result<&[f32], BackendError> {
+        self.inner.logits()
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+
+    fn record_timeline(&mut self, on: bool) {
+        self.inner.record_timeline(on);
+    }
+
+    fn timeline(&self) -> &[Timed] {
+        self.inner.timeline()
+    }
+}

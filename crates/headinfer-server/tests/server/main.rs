@@ -1,0 +1,13 @@
+//! The server as clients see it: real connections to a port of the system's choice, tiny models on the CPU.
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+mod client;
+mod fairness;
+mod house;
+mod limits;
+mod load;
+mod model;
+mod reuse;
+mod security;
+mod shapes;
+mod streams;

@@ -1,0 +1,108 @@
+//! `headinfer serve`: a model over HTTP until Ctrl-C.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use headinfer_core::plan::{Plan, PlanError, Request};
+use headinfer_core::text::Tokenizer;
+use headinfer_server::{
+    EngineHandle, EngineOptions, ServeError, ServedModel, ServerConfig, Shutdown, run as serve,
+};
+
+use crate::args::{Environment, ServeArgs};
+use crate::error::{Exit, Failure};
+use crate::model_source::{Model, ModelSource};
+use crate::{device, interrupt, open, output};
+
+/// Context when neither the user nor the model asks for less: memory is taken for all of it at the start.
+const CONTEXT: usize = 128 << 10;
+
+/// Serves.
+///
+/// # Errors
+/// When the address is refused, the model cannot be used, or nothing fits; a stop by signal is none.
+pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
+    let config = config(args)?;
+    let source = ModelSource::parse(&args.model.model)?;
+    let device = device::choose(args.engine.device)?;
+    let model = source.find(&environment.hub)?;
+    let tokenizer = Arc::new(model.tokenizer()?);
+    let context = args.context.unwrap_or(model.spec.max_position.min(CONTEXT));
+    let request = open::request(model.generated_bytes(), device, context, &args.engine, environment);
+    let plan = plan(&model, request, args)?;
+    let served = ServedModel { id: model_id(args), end_tokens: end_tokens(&model, &tokenizer) };
+    let shutdown = Shutdown::default();
+    let _cooperative = interrupt::cooperative();
+    let asked = shutdown.clone();
+    interrupt::tell(move || asked.request());
+    let options = EngineOptions { slots: usize::from(args.parallel), queue: usize::from(args.queue) };
+    let flags = args.engine.clone();
+    let engine = EngineHandle::start(options, tokenizer, move |_| {
+        open::session(&model, plan.clone(), &flags).map_err(|error| format!("{error:#}"))
+    })?;
+    let id = served.id.clone();
+    let listening = |address: SocketAddr| output::remark(&format!("serving {id} on http://{address}"));
+    serve(config, served, engine, &shutdown, listening).map_err(failure)
+}
+
+/// Each slot has its share of the memory.
+fn plan(model: &Model, request: Request, args: &ServeArgs) -> Result<Arc<Plan>> {
+    let slots = u64::from(args.parallel);
+    let share = Request {
+        device_budget: request.device_budget / slots,
+        host_budget: request.host_budget / slots,
+        ..request
+    };
+    open::plan(&model.spec, &share).map_err(|error| match error {
+        PlanError::DoesNotFit { .. } if slots > 1 => {
+            let message = format!("with --parallel {slots}, each request has 1/{slots} of the memory");
+            Failure::new(Exit::DoesNotFit, message)
+                .because(error)
+                .hint("give a smaller --parallel or --context")
+                .into()
+        }
+        error => error.into(),
+    })
+}
+
+fn config(args: &ServeArgs) -> Result<ServerConfig, Failure> {
+    let config = ServerConfig {
+        address: SocketAddr::from((args.host, args.port)),
+        api_key: args.api_key.clone(),
+        insecure: args.insecure,
+        ..ServerConfig::default()
+    };
+    match config.validate() {
+        Ok(()) => Ok(config),
+        Err(error) => Err(Failure::usage(error.to_string())),
+    }
+}
+
+fn model_id(args: &ServeArgs) -> String {
+    let model = &args.model.model;
+    let folder = Path::new(model).is_dir().then(|| Path::new(model).file_name()).flatten();
+    let name = folder.map_or_else(|| model.clone(), |name| name.to_string_lossy().into_owned());
+    args.model_id.clone().unwrap_or(name)
+}
+
+fn end_tokens(model: &Model, tokenizer: &Tokenizer) -> Vec<u32> {
+    let mut tokens = model.spec.eos.clone();
+    tokens.extend(tokenizer.end_tokens());
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens
+}
+
+fn failure(error: ServeError) -> anyhow::Error {
+    match error {
+        ServeError::Bind { address, source } => {
+            Failure::new(Exit::Failed, format!("cannot listen on {address}"))
+                .because(source)
+                .hint("give another --port or --host")
+                .into()
+        }
+        error => error.into(),
+    }
+}

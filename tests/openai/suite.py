@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""The real `openai` client against a real server: `python3 tests/openai/suite.py target/release/headinfer`.
+
+The model is the built-in retrieval model, written to a folder and given a chat template. "@a b" in a text tells it that
+b follows a; so a chain "@a b", "@b c", "@c d" hidden in filler makes "@a" continue as "b c d": every answer is known.
+Needs the package `openai` (last run with 3.54.0).
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import urllib.request
+
+import openai
+
+KEY = "a-key-for-tests"
+TEMPLATE = (
+    "{{ bos_token }} {% for t in tools or [] %}{{ t.function.name }} {% endfor %}"
+    "{% for m in messages %}{{ m.content or '' }} {% endfor %}"
+)
+
+
+def make_model(program, folder):
+    subprocess.run([program, "model", "make", "builtin:retrieval", "--out", folder], check=True, capture_output=True)
+    path = pathlib.Path(folder, "tokenizer_config.json")
+    config = json.loads(path.read_text())
+    config["chat_template"] = TEMPLATE
+    path.write_text(json.dumps(config))
+    vocabulary = json.loads(pathlib.Path(folder, "tokenizer.json").read_text())["model"]["vocab"]
+    by_length = lambda n: sorted(word for word in vocabulary if len(word) == n and word.isalpha())
+    return by_length(6), by_length(4)
+
+
+class Suite(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        model = str(pathlib.Path(cls.folder.name, "model"))
+        cls.names, cls.fillers = make_model(PROGRAM, model)
+        command = [PROGRAM, "serve", "-m", model, "--model-id", "retrieval", "--device", "cpu", "--port", "0"]
+        command += ["--context", "8k", "--chunk", "128", "--gpu-memory", "64MiB", "--host-memory", "256MiB"]
+        command += ["--api-key", KEY]
+        cls.server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        line = next(line for line in cls.server.stderr if line.startswith("serving "))
+        threading.Thread(target=cls.server.stderr.read, daemon=True).start()
+        cls.url = line.split()[-1]
+        cls.client = openai.OpenAI(base_url=cls.url + "/v1", api_key=KEY, max_retries=0)
+        cls.wait(lambda: cls.status("/health") == 200)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.terminate()
+        code = cls.server.wait(timeout=60)
+        cls.server.stderr.close()
+        cls.folder.cleanup()
+        assert code == 0, code
+
+    @classmethod
+    def status(cls, path):
+        try:
+            return urllib.request.urlopen(cls.url + path).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    @staticmethod
+    def wait(met):
+        deadline = time.monotonic() + 60
+        while not met():
+            assert time.monotonic() < deadline, "never"
+            time.sleep(0.05)
+
+    def metric(self, start):
+        request = urllib.request.Request(self.url + "/metrics", headers={"Authorization": "Bearer " + KEY})
+        page = urllib.request.urlopen(request).read().decode()
+        return float(next(line for line in page.splitlines() if line.startswith("headinfer:" + start)).split()[-1])
+
+    def book(self, seed, length=200):
+        """A text with a chain of four names in it, and the chain."""
+        chain = [self.names[(seed * 37 + i * 5) % len(self.names)] for i in range(4)]
+        words = [self.fillers[(seed * 11 + i * i * 7) % len(self.fillers)] for i in range(length)]
+        for i in range(3):
+            at = (i + 1) * length // 5
+            words[at : at + 2] = ["@" + chain[i], chain[i + 1]]
+        return " ".join(words), chain
+
+    def chat(self, text, **options):
+        options = {"max_tokens": 3, "temperature": 0, **options}
+        messages = [{"role": "user", "content": text}]
+        return self.client.chat.completions.create(model="retrieval", messages=messages, **options)
+
+    def test_models(self):
+        self.assertEqual([model.id for model in self.client.models.list()], ["retrieval"])
+        self.assertEqual(self.client.models.retrieve("retrieval").object, "model")
+
+    def test_chat(self):
+        text, (a, b, c, d) = self.book(1)
+        answer = self.chat(f"{text} @{a}")
+        self.assertEqual(answer.choices[0].message.content.split(), [b, c, d])
+        self.assertEqual(answer.choices[0].message.role, "assistant")
+        self.assertEqual(answer.choices[0].finish_reason, "length")
+
+    def test_completions(self):
+        text, (a, b, c, d) = self.book(2)
+        answer = self.client.completions.create(
+            model="retrieval", prompt=f"{text} @{a}", max_tokens=3, temperature=0, logprobs=2
+        )
+        self.assertEqual(answer.choices[0].text.split(), [b, c, d])
+        self.assertEqual(len(answer.choices[0].logprobs.tokens), 3)
+
+    def test_streaming(self):
+        text, (a, b, c, d) = self.book(3)
+        chunks = list(self.chat(f"{text} @{a}", stream=True, stream_options={"include_usage": True}))
+        content = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        self.assertEqual(content.split(), [b, c, d])
+        self.assertEqual(chunks[-2].choices[0].finish_reason, "length")
+        self.assertEqual(chunks[-1].usage.completion_tokens, 3)
+        pieces = self.client.completions.create(
+            model="retrieval", prompt=f"{text} @{a}", max_tokens=3, temperature=0, stream=True
+        )
+        self.assertEqual("".join(piece.choices[0].text for piece in pieces).split(), [b, c, d])
+
+    def test_progress(self):
+        text, (a, *_) = self.book(4, 1000)
+        chunks = list(self.chat(f"{text} @{a}", stream=True, extra_body={"return_progress": True}))
+        progress = [chunk.prompt_progress for chunk in chunks if getattr(chunk, "prompt_progress", None)]
+        self.assertEqual(progress[-1]["processed"], progress[-1]["total"])
+        self.assertGreater(len(progress), 5)
+
+    def test_stop(self):
+        text, (a, b, c, d) = self.book(5)
+        for stop in (c, ["never", c]):
+            answer = self.chat(f"{text} @{a}", stop=stop)
+            self.assertEqual(answer.choices[0].message.content.split(), [b])
+            self.assertEqual(answer.choices[0].finish_reason, "stop")
+
+    def test_seed(self):
+        text, (a, *_) = self.book(6)
+        hot = lambda seed: self.chat(text, seed=seed, temperature=2, max_tokens=12).choices[0].message.content
+        self.assertEqual(hot(1), hot(1))
+        self.assertGreater(len({hot(seed) for seed in range(4)}), 1)
+
+    def test_logprobs(self):
+        text, (a, b, *_) = self.book(7)
+        answer = self.chat(f"{text} @{a}", logprobs=True, top_logprobs=5)
+        first = answer.choices[0].logprobs.content[0]
+        self.assertEqual(first.token.strip(), b)
+        self.assertEqual(len(first.top_logprobs), 5)
+        self.assertEqual(first.top_logprobs[0].logprob, first.logprob)
+
+    def test_tools(self):
+        text, (a, b, *_) = self.book(8)
+        tool = {"type": "function", "function": {"name": a, "parameters": {"type": "object", "properties": {}}}}
+        with_tool = self.chat(text, tools=[tool])
+        without = self.chat(text, tools=[tool], tool_choice="none")
+        self.assertEqual(with_tool.usage.prompt_tokens, without.usage.prompt_tokens + 1)
+        turns = [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": None, "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": a, "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "1", "content": "@" + a},
+        ]
+        answer = self.client.chat.completions.create(
+            model="retrieval", messages=turns, tools=[tool], max_tokens=1, temperature=0
+        )
+        self.assertEqual(answer.choices[0].message.content.strip(), b)
+
+    def test_usage(self):
+        text, (a, b, *_) = self.book(9, 1000)
+        first = self.chat(f"{text} @{a}").usage
+        second = self.chat(f"{text} @{b}").usage
+        self.assertEqual(first.total_tokens, first.prompt_tokens + first.completion_tokens)
+        self.assertEqual(first.prompt_tokens, second.prompt_tokens)
+        # Whole chunks of 128 of the 1002 tokens.
+        self.assertEqual(second.prompt_tokens_details.cached_tokens, 896)
+
+    def test_errors(self):
+        with self.assertRaises(openai.AuthenticationError):
+            openai.OpenAI(base_url=self.url + "/v1", api_key="wrong", max_retries=0).models.list()
+        with self.assertRaises(openai.NotFoundError) as raised:
+            self.client.completions.create(model="gpt-9", prompt="x")
+        self.assertEqual(raised.exception.code, "model_not_found")
+        for options, param in (
+            ({"temperature": 3}, "temperature"),
+            ({"n": 2}, "n"),
+            ({"response_format": {"type": "json_object"}}, "response_format.type"),
+            ({"max_tokens": 100_000}, "messages"),
+        ):
+            with self.assertRaises(openai.BadRequestError) as raised:
+                self.chat("x", **options)
+            self.assertEqual(raised.exception.param, param)
+
+    def test_cancellation(self):
+        text, (a, *_) = self.book(10, 7000)
+        aborted = 'request_success_total{model_name="retrieval",finished_reason="abort"}'
+        before = self.metric(aborted)
+        stream = self.chat(f"{text} @{a}", stream=True, max_tokens=1000)
+        next(iter(stream))
+        stream.close()
+        self.wait(lambda: self.metric(aborted) == before + 1)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: suite.py PROGRAM [unittest options]")
+    PROGRAM = sys.argv.pop(1)
+    unittest.main()
