@@ -1,5 +1,6 @@
 //! From flags to a session: request, plan, backend.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -66,7 +67,7 @@ pub(crate) fn plan(spec: &ModelSpec, request: &Request) -> Result<Arc<Plan>, Pla
     Ok(Arc::new(plan))
 }
 
-/// An empty session of `model` under `plan`.
+/// An empty session of `model` under `plan`; `cache` is the folder for files that can be made again.
 ///
 /// # Errors
 /// When the weights cannot be used, or the backend cannot be opened.
@@ -74,8 +75,8 @@ pub(crate) fn session(
     model: &Model,
     plan: Arc<Plan>,
     engine: &EngineArgs,
-    environment: &Environment,
+    cache: Option<&Path>,
 ) -> Result<Session> {
-    let backend = device::open(plan.clone(), model, engine, environment.cache.as_deref())?;
+    let backend = device::open(plan.clone(), model, engine, cache)?;
     Ok(Session::new(plan, backend))
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use headinfer_core::niah::even_depths;
 use headinfer_core::units::parse_tokens;
 
 use super::EngineArgs;
@@ -26,9 +27,9 @@ pub(crate) struct NiahArgs {
     #[arg(hide_env_values = true)]
     pub(crate) context: usize,
 
-    /// Depths to ask at, from 0 (the beginning) to 1 (the end); default 0, 0.1, … 1.
+    /// Depths to ask at, from 0 (the beginning) to 1 (the end), or how many, evenly spaced; default 11.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = depth)]
-    pub(crate) depths: Vec<f64>,
+    depths: Vec<f64>,
 
     /// Haystacks, each of its own seed.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -54,7 +55,26 @@ pub(crate) struct NiahArgs {
     pub(crate) engine: EngineArgs,
 }
 
+impl NiahArgs {
+    /// Where to ask.
+    ///
+    /// # Errors
+    /// A sentence, when a number of depths stands among depths.
+    pub(crate) fn depths(&self) -> Result<Vec<f64>, String> {
+        match self.depths[..] {
+            [] => Ok(even_depths(11)),
+            [count] if count > 1.0 => Ok(even_depths(count as usize)),
+            ref list if list.iter().all(|d| *d <= 1.0) => Ok(list.to_vec()),
+            _ => Err("--depths takes depths from 0 to 1, or one number of depths, not both".into()),
+        }
+    }
+}
+
+/// Most depths that may be asked for by their number.
+const DEPTHS_MAX: f64 = 1000.0;
+
 fn depth(text: &str) -> Result<f64, String> {
-    let help = || format!("'{text}' is not a depth; write numbers from 0 to 1, such as 0,0.5,1");
-    text.trim().parse::<f64>().ok().filter(|d| (0.0..=1.0).contains(d)).ok_or_else(help)
+    let help = || format!("'{text}' is not a depth; write numbers from 0 to 1, such as 0,0.5,1, or how many");
+    let is_depth = |d: &f64| (0.0..=1.0).contains(d) || (2.0..=DEPTHS_MAX).contains(d) && d.fract() == 0.0;
+    text.trim().parse::<f64>().ok().filter(is_depth).ok_or_else(help)
 }

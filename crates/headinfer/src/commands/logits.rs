@@ -37,7 +37,7 @@ pub(crate) fn run(args: &LogitsArgs, environment: &Environment) -> Result<()> {
     let plan = open::plan(spec, &request)?;
     // Before the work, so that what cannot be written is told at once.
     let mut out = OutFile::create(&args.out)?;
-    let mut session = open::session(&model, plan, &args.engine, environment)?;
+    let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
     let scored = score(&mut session, &ids, rows, args.greedy, &mut out)?;
     out.publish()?;
     if args.json {

@@ -38,9 +38,10 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let asked = shutdown.clone();
     interrupt::tell(move || asked.request());
     let options = EngineOptions { slots: usize::from(args.parallel), queue: usize::from(args.queue) };
-    let flags = args.engine.clone();
+    let (flags, cache) = (args.engine.clone(), environment.cache.clone());
     let engine = EngineHandle::start(options, tokenizer, move |_| {
-        open::session(&model, plan.clone(), &flags).map_err(|error| format!("{error:#}"))
+        let session = open::session(&model, plan.clone(), &flags, cache.as_deref());
+        session.map_err(|error| format!("{error:#}"))
     })?;
     let id = served.id.clone();
     let listening = |address: SocketAddr| output::remark(&format!("serving {id} on http://{address}"));

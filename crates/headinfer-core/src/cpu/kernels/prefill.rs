@@ -60,7 +60,9 @@ struct Rows<'a> {
     state: StateMut<'a>,
 }
 
-/// One block of keys, as the products read it. The head dimension is padded with zeros to whole vectors.
+/// One block of keys, as the products read it. The head dimension is padded with zeros to whole vectors,
+/// and vectors start where cache lines do.
+#[repr(align(64))]
 struct Block {
     /// `[head_dim, 64]`.
     k: [f32; HEAD_DIM_MAX * KEYS],
@@ -147,8 +149,11 @@ impl Rows<'_> {
         let (first, end) = self.geo.visible(self.first_row + row);
         let start = (first.saturating_sub(block.start) as usize).min(KEYS);
         let end = (end.saturating_sub(block.start) as usize).min(block.keys);
-        scores[..start].fill(f32::NEG_INFINITY);
-        scores[end.max(start)..].fill(f32::NEG_INFINITY);
+        // Most blocks are seen whole.
+        if start > 0 || end < KEYS {
+            scores[..start].fill(f32::NEG_INFINITY);
+            scores[end.max(start)..].fill(f32::NEG_INFINITY);
+        }
     }
 }
 

@@ -34,7 +34,7 @@ impl Bench {
         let model = source.find(&environment.hub)?;
         let request = open::request(model.generated_bytes(), device, args.context, &args.engine, environment);
         let plan = open::plan(&model.spec, &request)?;
-        let mut session = open::session(&model, plan, &args.engine, environment)?;
+        let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
         session.backend_mut().record_timeline(true);
         let pool = measure::pool(args.engine.threads)?;
         let field = pool.install(measure::field)?;

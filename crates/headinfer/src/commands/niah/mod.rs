@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use anyhow::Result;
 use headinfer_core::engine::Session;
-use headinfer_core::niah::{self, Cell, Event, Haystack, Request, even_depths};
+use headinfer_core::niah::{self, Cell, Event, Haystack, Request};
 use headinfer_core::units::Bytes;
 use serde::Serialize;
 
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &NiahArgs, environment: &Environment) -> Result<()> {
     let plan = open::plan(&model.spec, &request)?;
     // Before the work, so that what cannot be written is told at once.
     let plot = args.plot.as_deref().map(OutFile::create).transpose()?;
-    let mut session = open::session(&model, plan, &args.engine, environment)?;
+    let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
     announce(&session);
     let cells = ask(&mut session, &haystacks, &words, args.json)?;
     let report = Report::new(args.context, &session, cells);
@@ -92,7 +92,7 @@ impl Report {
 }
 
 fn haystacks(args: &NiahArgs, words: &Words) -> Result<Vec<Haystack>> {
-    let depths = if args.depths.is_empty() { even_depths(11) } else { args.depths.clone() };
+    let depths = args.depths().map_err(Failure::usage)?;
     let seeds = (0..u64::from(args.seeds)).map(|i| args.seed.wrapping_add(i));
     seeds
         .map(|seed| words.haystack(&Request { context: args.context, depths: depths.clone(), seed }))

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<()> {
     let request = open::request(model.generated_bytes(), device, context, &args.engine, environment);
     let plan = open::plan(&model.spec, &request)?;
     let mut printer = Printer::new(&tokenizer, args.stop.clone(), !args.json)?;
-    let mut session = open::session(&model, plan, &args.engine, environment)?;
+    let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
     let limits = Limits { max_tokens: new_tokens, stop_tokens: stop_tokens(&model, &tokenizer) };
     let outcome = generate_text(&mut session, &ids, sampling, &limits, &mut printer)?;
     let (text, tokens) = printer.finish()?;
