@@ -29,7 +29,8 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
     run("plan -m random:tiny -c 1k --devise cpu").fails(2, &["--devise", "--device"]);
     run("plan -m random:tiny -c 1k --device tpu").fails(2, &["tpu"]);
     run("fly").fails(2, &["fly"]);
-    run("niah -c 1k --depths 0,2").fails(2, &["'2' is not a depth"]);
+    run("niah -c 1k --depths 0,2").fails(2, &["--depths"]);
+    run("niah -c 1k --depths 0,1.5").fails(2, &["'1.5' is not a depth"]);
 }
 
 #[test]
