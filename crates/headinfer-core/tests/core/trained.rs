@@ -57,5 +57,6 @@ fn the_trained_model_reaches_its_stated_cross_entropy() {
 #[ignore = "minutes on many cores"]
 fn the_trained_model_reaches_its_stated_cross_entropy_at_long_contexts() {
     check(8192, 1.761);
-    check(32_768, 1.823);
+    // What transformers 5.17 gives on these eleven windows in f32 (bf16: 1.8095).
+    check(32_768, 1.8092);
 }

@@ -1,6 +1,10 @@
 //! `niah`: answers found, counted and drawn.
 
 use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
 
 use crate::support::{folder, names, run};
 
@@ -49,4 +53,30 @@ fn impossible_haystacks_are_refused() {
     run("niah -c 1k -m builtin:retrieval:no --device cpu").fails(4, &["builtin:retrieval:no", "known: tiny"]);
     run("niah -c 1k --plot /no/such/map.svg --device cpu").fails(1, &["cannot write"]);
     run("niah -c 1k --gpu-memory 1KiB --device cpu").fails(3, &["--gpu-memory"]);
+}
+
+#[test]
+fn resident_memory_stays_within_the_plan() {
+    let line = "niah -c 8k --depths 3 --device cpu --placement offload --gpu-memory 8MiB --json -q";
+    let mut child = Command::new(env!("CARGO_BIN_EXE_headinfer"))
+        .args(line.split(' '))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak_kib = 0;
+    while child.try_wait().unwrap().is_none() {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let peak =
+            text.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        peak_kib = peak.unwrap_or(0u64).max(peak_kib);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let report: Value = serde_json::from_reader(child.stdout.take().unwrap()).unwrap();
+    let bytes = |name: &str| report[name].as_u64().unwrap() as f64;
+    let weights =
+        run("plan -m builtin:retrieval -c 1k --device cpu --json").json()["weights"]["bytes"].as_f64();
+    let planned = bytes("plan_device_bytes") + bytes("host_bytes") + weights.unwrap();
+    let (peak, most) = ((peak_kib << 10) as f64, 1.05 * planned + (50 << 20) as f64);
+    assert!(peak > bytes("host_bytes") && peak <= most, "{peak} bytes resident, at most {most} allowed");
 }
