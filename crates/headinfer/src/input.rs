@@ -43,7 +43,7 @@ fn utf8(bytes: Vec<u8>, name: &str) -> Result<String> {
     })
 }
 
-/// Token ids of a safetensors file with `ids` i32 [n], or of a JSON list; each within `vocab`.
+/// Token ids of a safetensors file with `ids` i32 `[n]`, or of a JSON list; each within `vocab`.
 ///
 /// # Errors
 /// [`Failure`] naming the file and the position.

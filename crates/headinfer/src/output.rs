@@ -46,7 +46,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
 /// Prints one JSON object and a line end.
 ///
 /// # Errors
-/// As [`print`].
+/// As `print`.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string(value)?))
 }

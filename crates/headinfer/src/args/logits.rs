@@ -21,7 +21,7 @@ pub(crate) struct LogitsArgs {
     #[command(flatten)]
     pub(crate) model: ModelArg,
 
-    /// Token ids: safetensors with `ids` i32 [n], or a JSON list.
+    /// Token ids: safetensors with `ids` i32 `[n]`, or a JSON list.
     #[arg(long, value_name = "FILE")]
     pub(crate) ids: PathBuf,
 

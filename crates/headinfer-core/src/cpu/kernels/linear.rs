@@ -61,7 +61,7 @@ impl TensorView<'_> {
     }
 }
 
-/// out[row, o] = (+=, when `accumulate`) x[row] · w[o] + bias[o], for `rows` rows of `w.cols` elements. Rows of
+/// `out[row, o] = x[row] · w[o] + bias[o]` (`+=` when `accumulate`), for `rows` rows of `w.cols` elements. Rows of
 /// `out` are `stride` apart.
 #[allow(clippy::too_many_arguments)] // a matrix product and its epilogue
 pub fn linear(

@@ -1,6 +1,6 @@
 //! Arithmetic of the CPU backend: slices in, slices out. Knows nothing of plans, layers or models.
 //!
-//! Each kernel is written once over [`simd::Simd`] and compiled for every instruction set; [`Isa`] picks one at
+//! Each kernel is written once over `simd::Simd` and compiled for every instruction set; [`Isa`] picks one at
 //! run time. The order of arithmetic of a row never depends on how rows were grouped, on how many there are, or
 //! on threads: that is what makes placement bit-exact.
 
