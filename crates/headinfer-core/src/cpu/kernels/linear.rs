@@ -238,7 +238,7 @@ fn many_rows(x: &[f32], rows: usize, w: WeightMatrix<'_>, out: &mut [f32], strid
                 let (n, out_stride) = (outputs, stride as isize);
                 // SAFETY: reads stay in `x` and `panel`, writes in columns [first, first + outputs) of `out`:
                 // inside it by the assertion above, and this task's own.
-                #[allow(unsafe_code)] // as `Columns`
+                #[allow(unsafe_code, reason = "as `Columns`")]
                 unsafe {
                     gemm::gemm(
                         rows,
