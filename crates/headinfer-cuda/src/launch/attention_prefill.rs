@@ -38,17 +38,13 @@ impl Tiling {
     /// What devices may get, the fastest first; the last fits all.
     pub fn candidates(head_dim: usize) -> &'static [Self] {
         const fn tiling(warps: usize, row_tiles: usize, stages: usize, query_shared: bool) -> Tiling {
-            Tiling {
-                warps,
-                row_tiles,
-                stages,
-                query_shared,
-                blocks: if warps == 4 && row_tiles == 2 { 2 } else { 1 },
-            }
+            // Two blocks where the registers of four warps are half of what there are, and shared memory mostly is.
+            let blocks = if warps == 4 && row_tiles == 2 { 2 } else { 1 };
+            Tiling { warps, row_tiles, stages, query_shared, blocks }
         }
         match head_dim {
-            ..=64 => const { &[tiling(4, 2, 2, false)] },
-            ..=128 => const { &[tiling(4, 2, 2, true), tiling(4, 2, 1, true), tiling(8, 1, 2, false)] },
+            0..=64 => const { &[tiling(4, 2, 2, false)] },
+            65..=128 => const { &[tiling(4, 2, 2, true), tiling(4, 2, 1, true), tiling(8, 1, 2, false)] },
             _ => const { &[tiling(8, 1, 2, true), tiling(8, 1, 1, true), tiling(4, 1, 1, true)] },
         }
     }
