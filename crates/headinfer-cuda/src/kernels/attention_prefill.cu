@@ -14,6 +14,15 @@
 // With R = 1 shared memory is as busy as the tensor cores; with R = 2 it is half as busy, and the accumulator and the
 // scores take 32 (d / 16 + 2) of a lane's 255 registers: 192 at d = 128, too many beyond. Softmax has to run beside
 // another warp's products: two warps to each scheduler, of two thread blocks that need not wait for one another.
+//
+// Tried on an H100, TFLOP/s at d = 128, chunks of 8192 rows of 4 query heads over 131072 keys of one KV head, and 32768
+// causal rows of 32 query and 8 KV heads (bench/runs/2026-11-24-h100-16c/tilings.txt has all shapes and flash's figures):
+//   warps x R x stages  blocks   past   causal   expected
+//   8 x 1 x 2             1       276     291    shared memory as busy as the tensor cores
+//   4 x 1 x 2             2       281     273    the same, softmax beside products
+//   4 x 2 x 2             2       359     362    half the shared memory's traffic: 1.3 of the first
+//   4 x 2 x 1             2       376     376    slower than with two stages, it was thought; the second block hides it
+//   8 x 2 x 2             1       375     389    as fast; 190 where 256-row tiles leave multiprocessors idle
 
 #define THREADS (WARPS * 32)
 #define WARP_ROWS (ROW_TILES * 16)

@@ -218,7 +218,12 @@ fn tilings(head_dim: usize) -> Vec<Tiling> {
             tiling(4, 1, 2, false, 3),
             tiling(4, 1, 2, false, 4),
         ],
-        128 => vec![tiling(8, 2, 2, true, 1), tiling(8, 2, 3, true, 1), tiling(4, 1, 2, false, 2)],
+        128 => vec![
+            tiling(4, 2, 2, true, 2),
+            tiling(8, 2, 2, true, 1),
+            tiling(8, 2, 3, true, 1),
+            tiling(4, 1, 2, false, 2),
+        ],
         256 => vec![tiling(4, 1, 1, true, 2), tiling(4, 1, 2, true, 1)],
         _ => Vec::new(),
     };
