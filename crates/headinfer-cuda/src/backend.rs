@@ -76,7 +76,7 @@ impl Cuda {
         let bytes = Bytes(plan.device_bytes());
         Self::build(plan, weights, options, context, free).map_err(|error| match error {
             // Streams, kernels and cuBLASLt take memory beside the arena.
-            OpenError::Cuda(error) if error.is_out_of_memory() => {
+            OpenError::Cuda(error) if error.is_out_of_memory() && free < bytes.0 => {
                 OpenError::DeviceMemory { bytes, free: Bytes(free) }
             }
             error => error,

@@ -107,6 +107,7 @@ impl CudaError {
             Self::NoFunction { library, .. } => {
                 Some(format!("update {library}, and see that LD_LIBRARY_PATH leads to no other"))
             }
+            Self::DriverTooOld { driver, .. } if driver.major < 12 => some("update the driver"),
             Self::DriverTooOld { driver, library, .. } => Some(format!(
                 "update the driver, or put {library} of CUDA {} on LD_LIBRARY_PATH",
                 driver.major

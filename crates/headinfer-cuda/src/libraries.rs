@@ -1,6 +1,7 @@
 //! The libraries behind the FFI: driver, NVRTC, cuBLASLt. They are looked for when a device is asked for, and so is
 //! every function of theirs that is called: the bindings panic at what is missing.
 
+use std::error::Error;
 use std::ffi::{c_int, c_void};
 
 use cudarc::driver::sys::{CUevent, CUresult};
@@ -157,7 +158,8 @@ fn has(found: &Library, library: &'static str, functions: &[&'static str]) -> Re
 fn why(name: &str, usual: &str) -> String {
     let reasons = get_lib_name_candidates(name).into_iter().filter_map(|file| {
         // SAFETY: loading failed a moment ago; should it not now, the initialisers do nothing to us.
-        let error = unsafe { Library::new(&file) }.err()?.to_string();
+        let error = unsafe { Library::new(&file) }.err()?;
+        let error = error.source().map_or_else(|| error.to_string(), ToString::to_string);
         let missing = error.starts_with(&file) && error.ends_with("No such file or directory");
         (!missing).then_some(error)
     });

@@ -40,12 +40,15 @@ impl Log {
     pub(crate) fn report(&self, error: &CudaError) -> String {
         let mut text = "the GPU failed".to_owned();
         if let (Some(first), Some(last)) = (self.under_way.front(), self.under_way.back()) {
-            text += &format!(" at tokens {} to {}", first.past, last.past + last.rows - 1);
+            text += &match (first.past, last.past + last.rows - 1) {
+                (first, last) if first == last => format!(" at token {first}"),
+                (first, last) => format!(" at tokens {first} to {last}"),
+            };
         }
         if let Some((lane, op)) = &self.command {
             text += &format!(", seen at {op:?} on lane {}", lane.name());
         }
-        text += &format!(": {error}; {} tokens before are done", self.finished);
+        text += &format!(": {error}; done before: {} tokens", self.finished);
         if let Some(advice) = error.advice() {
             text += &format!("; {advice}");
         }
@@ -67,15 +70,14 @@ mod tests {
         let error = CudaError::call("cuStreamSynchronize", "gone".into());
         assert_eq!(
             log.report(&error),
-            "the GPU failed: cuStreamSynchronize failed: gone; 0 tokens before are done"
+            "the GPU failed: cuStreamSynchronize failed: gone; done before: 0 tokens"
         );
         (0..4).for_each(|i| log.begin(step(16 * i)));
         log.ended(2);
         let op = Op::Mlp { layer: 3, start: 0, end: 16 };
         log.command(Some(&Command { lane: Lane::Compute, op, waits: Vec::new(), signals: None }));
         let text = log.report(&error);
-        for part in ["at tokens 32 to 63", "Mlp { layer: 3,", "on lane compute", "32 tokens before are done"]
-        {
+        for part in ["at tokens 32 to 63", "Mlp { layer: 3,", "on lane compute", "done before: 32 tokens"] {
             assert!(text.contains(part), "{text}");
         }
         log.command(None);

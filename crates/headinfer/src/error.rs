@@ -158,7 +158,8 @@ const LESS_HOST_MEMORY: &str = "give a smaller --host-memory or --context";
 fn cuda_meaning(error: &CudaOpenError) -> (Exit, Option<String>) {
     match error {
         CudaOpenError::Cuda(e) => {
-            (Exit::Failed, Some(e.advice().unwrap_or_else(|| "give --device cpu".into())))
+            let exit = if e.is_out_of_memory() { Exit::DoesNotFit } else { Exit::Failed };
+            (exit, Some(e.advice().unwrap_or_else(|| "give --device cpu".into())))
         }
         CudaOpenError::DeviceMemory { free, .. } => {
             let flag = format!("--gpu-memory {}MiB or less", free.0 / MIB);
