@@ -7,10 +7,13 @@
 mod api;
 mod auth;
 mod config;
+mod grammar;
 mod metrics;
 mod model;
 mod serve;
+mod sessions;
 mod stream;
+mod tools;
 mod worker;
 
 pub use config::{ConfigError, Defaults, Limits, ServerConfig};
