@@ -52,6 +52,8 @@ pub struct Limits {
     pub head_time: Duration,
     /// Time for a request's body to arrive.
     pub body_time: Duration,
+    /// Time for a client to take the next byte of an answer.
+    pub write_time: Duration,
     /// Connections open at once; more wait to be accepted.
     pub connections: usize,
     /// Tokens a request may generate.
@@ -74,6 +76,7 @@ impl Default for Limits {
             head_bytes: 64 << 10,
             head_time: Duration::from_secs(30),
             body_time: Duration::from_secs(300),
+            write_time: Duration::from_secs(120),
             connections: 512,
             max_tokens: 1 << 20,
             tokenizing: 2,

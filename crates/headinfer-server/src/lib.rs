@@ -10,6 +10,7 @@ mod config;
 mod grammar;
 mod metrics;
 mod model;
+mod patience;
 mod serve;
 mod sessions;
 mod stream;

@@ -171,8 +171,7 @@ async fn large_bodies_wait_for_room_and_small_ones_do_not() {
     first.write_all(head.as_bytes()).await.unwrap();
     let large = json!({"prompt": "x".repeat(90_000)});
     let light = json!({"prompt": "x"});
-    let (second, small) =
-        tokio::join!(house.post("/tokenize", &large), house.ask("/tokenize", &light));
+    let (second, small) = tokio::join!(house.post("/tokenize", &large), house.ask("/tokenize", &light));
     assert_eq!(small["count"], 1);
     assert!([200, 429].contains(&second.status.as_u16()), "{}", second.text);
     let mut said = String::new();
