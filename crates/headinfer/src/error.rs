@@ -192,6 +192,7 @@ fn engine_meaning(error: &EngineError) -> (Exit, Option<String>) {
     match error {
         EngineError::ContextFull { .. } => (Exit::DoesNotFit, None),
         EngineError::Empty | EngineError::UnknownToken { .. } | EngineError::NotFinite => (Exit::Input, None),
+        EngineError::Mask(_) => (Exit::Failed, None),
         EngineError::Cancelled { .. } => (Exit::Interrupted, None),
         EngineError::Backend(_) => (Exit::Failed, None),
     }
