@@ -14,6 +14,7 @@ use crate::device::{Context, DeviceInfo, memory};
 use crate::error::{CudaError, Named};
 use crate::exec::Executor;
 use crate::gemm::Gemm;
+use crate::launch::attention_prefill::Tiling;
 use crate::launch::{HEADS_MAX, Kernels};
 use crate::stream::{Event, Pool, Stream};
 use crate::weights::{self, CudaWeights};
@@ -34,6 +35,8 @@ pub struct CudaOptions {
     pub poison: bool,
     /// Delay commands at random, from this seed: what events do not order then shows (tests).
     pub delays: Option<u64>,
+    /// How prefill attention is built, instead of what suits the device (tests).
+    pub tiling: Option<Tiling>,
 }
 
 /// The CUDA backend of one plan.
@@ -74,7 +77,9 @@ impl Cuda {
         let device = DeviceArena::new(layout.bytes(Memory::Device), options.poison)?;
         let host = HostSlab::new(layout.bytes(Memory::Host), options.poison)?;
         let memories = Memories { device, host };
-        let kernels = Kernels::load(&context.info, plan.spec.head_dim, options.cache_dir.as_deref())?;
+        let head_dim = plan.spec.head_dim;
+        let tiling = options.tiling.unwrap_or_else(|| Tiling::new(head_dim, context.info.shared_bytes));
+        let kernels = Kernels::load(&context.info, head_dim, tiling, options.cache_dir.as_deref())?;
         let lanes = [Stream::new()?, Stream::new()?, Stream::new()?];
         weights::fill(&plan, &weights, &memories, &kernels, lanes[0].raw())?;
         lanes[0].synchronize()?;

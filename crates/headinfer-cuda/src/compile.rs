@@ -33,19 +33,21 @@ pub struct Compiled {
     pub log: String,
 }
 
-/// All kernels for heads of `head_dim` elements on a device whose blocks may have `shared_bytes` of shared memory.
-pub fn units(head_dim: usize, shared_bytes: u32) -> Vec<Unit> {
+/// All kernels for heads of `head_dim` elements, prefill attention built as `tiling` says.
+pub fn units(head_dim: usize, tiling: &Tiling) -> Vec<Unit> {
     let plain = |name, text| Unit { name, sources: vec![PRELUDE, text], defines: Vec::new() };
     let attention = |name, text, more: Vec<String>| Unit {
         name,
         sources: vec![PRELUDE, ATTENTION, text],
         defines: [vec![format!("HEAD_DIM={head_dim}")], more].concat(),
     };
-    let Tiling { warps, stages, query_shared, .. } = Tiling::new(head_dim, shared_bytes);
+    let Tiling { warps, row_tiles, stages, query_shared, blocks } = *tiling;
     let tiling = vec![
         format!("WARPS={warps}"),
+        format!("ROW_TILES={row_tiles}"),
         format!("STAGES={stages}"),
         format!("QUERY_SHARED={}", query_shared as u8),
+        format!("BLOCKS={blocks}"),
     ];
     vec![
         plain("embed", include_str!("kernels/embed.cu")),

@@ -21,6 +21,7 @@ use thiserror::Error;
 pub use backend::{Cuda, CudaOptions};
 pub use device::{DeviceInfo, probe};
 pub use error::{CudaError, Version};
+pub use launch::attention_prefill::Tiling;
 pub use weights::CudaWeights;
 
 /// Why a CUDA backend could not be opened.
