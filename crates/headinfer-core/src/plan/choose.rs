@@ -204,15 +204,16 @@ fn weight_places(request: &Request) -> Vec<WeightPlace> {
 /// The offloading plan at one level of thrift: each level halves the chunk and the ring slots.
 fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) -> Knobs {
     let o = &request.overrides;
-    let (chunk, slot_bytes, mlp_rows, activation) = match request.device {
-        DeviceKind::Cpu => (512, 4 * MIB, 256, DType::F32),
-        DeviceKind::Cuda => (hiding_chunk(spec, request, weights), 16 * MIB, 1024, DType::Bf16),
+    let (chunk, [tile_bytes, slot_bytes], mlp_rows, activation) = match request.device {
+        DeviceKind::Cpu => (512, [4 * MIB; 2], 256, DType::F32),
+        // Two long tiles a launch: what passes between launches is then below a percent of their copies.
+        DeviceKind::Cuda => (hiding_chunk(spec, request, weights), [16 * MIB, 32 * MIB], 1024, DType::Bf16),
     };
     let chunk = o.chunk.unwrap_or((chunk >> level).max(16)).min(request.context);
-    let slot_tokens = (slot_bytes >> level) as usize / (4 * spec.head_dim);
+    let tokens = |bytes: u64| (bytes >> level) as usize / (4 * spec.head_dim);
     let store = request.context.next_multiple_of(SPLIT);
-    let tile = o.tile.unwrap_or((slot_tokens / SPLIT * SPLIT).clamp(SPLIT, store));
-    let group = o.heads_per_group.unwrap_or((slot_tokens / tile).clamp(1, spec.kv_heads));
+    let tile = o.tile.unwrap_or((tokens(tile_bytes) / SPLIT * SPLIT).clamp(SPLIT, store));
+    let group = o.heads_per_group.unwrap_or((tokens(slot_bytes) / tile).clamp(1, spec.kv_heads));
     Knobs {
         device: request.device,
         context: request.context,
