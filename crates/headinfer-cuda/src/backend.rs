@@ -47,6 +47,7 @@ pub struct Cuda {
     log: Log,
     events: Pool,
     stamps: Pool,
+    signallers: Vec<usize>,
     step_start: Event,
     done: [Event; STEPS_IN_FLIGHT],
     ends: [Event; 2],
@@ -112,6 +113,7 @@ impl Cuda {
             log: Log::default(),
             events: Pool::new(false),
             stamps: Pool::new(true),
+            signallers: Vec::new(),
             step_start: Event::new(true)?,
             done: [Event::new(false)?, Event::new(false)?],
             ends: [Event::new(false)?, Event::new(false)?],
@@ -229,6 +231,10 @@ impl Cuda {
         }
         if self.keep_timeline {
             self.stamps.grow(2 * schedule.commands.len())?;
+            self.signallers.resize(schedule.events, 0);
+            for (index, command) in schedule.commands.iter().enumerate() {
+                command.signals.iter().for_each(|event| self.signallers[event.0 as usize] = index);
+            }
             self.lanes[0].record(&self.step_start)?;
         }
         self.executor.memories.copy(from, to, self.lanes[0].raw())
@@ -237,7 +243,7 @@ impl Cuda {
     fn command(&mut self, schedule: &Schedule, index: usize, command: &Command) -> Result<(), CudaError> {
         let lane = self.lane(command.lane);
         for event in &command.waits {
-            lane.wait(self.events.get(event.0 as usize))?;
+            lane.wait(self.event(*event))?;
         }
         if self.keep_timeline {
             lane.record(self.stamps.get(2 * index))?;
@@ -248,12 +254,19 @@ impl Cuda {
         }
         self.executor.execute(&schedule.step, &command.op, stream)?;
         let lane = self.lane(command.lane);
-        if self.keep_timeline {
-            lane.record(self.stamps.get(2 * index + 1))?;
-        }
         match command.signals {
-            Some(event) => lane.record(self.events.get(event.0 as usize)),
+            _ if self.keep_timeline => lane.record(self.stamps.get(2 * index + 1)),
+            Some(event) => lane.record(self.event(event)),
             None => Ok(()),
+        }
+    }
+
+    /// What stands for an event of the step: where times are kept, the stamp at the end of the command that signals
+    /// it, as each event more is time between two commands.
+    fn event(&self, event: headinfer_core::plan::Event) -> &Event {
+        match self.keep_timeline {
+            true => self.stamps.get(2 * self.signallers[event.0 as usize] + 1),
+            false => self.events.get(event.0 as usize),
         }
     }
 

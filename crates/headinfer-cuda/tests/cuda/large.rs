@@ -69,7 +69,8 @@ fn offsets_pass_two_to_the_31() {
     }
 }
 
-fn llama(request: &Request) -> Session {
+/// Llama-3-8B's shape with random weights.
+pub(crate) fn llama(request: &Request) -> Session {
     let plan = Arc::new(Plan::new(&llama_3_8b(), request).expect("the plan fits"));
     let cuda =
         Cuda::open(plan.clone(), CudaWeights::Random { seed: 1 }, &quick()).expect("the backend opens");

@@ -8,5 +8,6 @@ mod ops;
 mod placement;
 mod reference;
 mod run;
+mod streamed;
 #[path = "../../../headinfer-core/tests/core/support.rs"]
 mod support;
