@@ -7,6 +7,7 @@ use headinfer_core::backend::{Backend, BackendError, Stats, Timed, copy_overlap}
 use headinfer_core::plan::{
     Command, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
 };
+use headinfer_core::units::Bytes;
 
 use crate::OpenError;
 use crate::arena::{DeviceArena, HostSlab, Memories};
@@ -16,6 +17,7 @@ use crate::exec::Executor;
 use crate::gemm::Gemm;
 use crate::launch::attention_prefill::Tiling;
 use crate::launch::{HEADS_MAX, Kernels};
+use crate::log::Log;
 use crate::stream::{Event, Pool, Stream};
 use crate::weights::{self, CudaWeights};
 
@@ -42,6 +44,7 @@ pub struct CudaOptions {
 /// The CUDA backend of one plan.
 pub struct Cuda {
     failed: Option<String>,
+    log: Log,
     events: Pool,
     stamps: Pool,
     step_start: Event,
@@ -72,7 +75,24 @@ impl Cuda {
         weights.check(&plan)?;
         let context = Context::open(options.ordinal)?;
         context.enter()?;
-        let (free_before, _) = memory()?;
+        let (free, _) = memory()?;
+        let bytes = Bytes(plan.device_bytes());
+        Self::build(plan, weights, options, context, free).map_err(|error| match error {
+            // Streams, kernels and cuBLASLt take memory beside the arena.
+            OpenError::Cuda(error) if error.is_out_of_memory() && free < bytes.0 => {
+                OpenError::DeviceMemory { bytes, free: Bytes(free) }
+            }
+            error => error,
+        })
+    }
+
+    fn build(
+        plan: Arc<Plan>,
+        weights: CudaWeights,
+        options: &CudaOptions,
+        context: Context,
+        free_before: u64,
+    ) -> Result<Self, OpenError> {
         let layout = plan.layout();
         let device = DeviceArena::new(layout.bytes(Memory::Device), options.poison)?;
         let host = HostSlab::new(layout.bytes(Memory::Host), options.poison)?;
@@ -89,6 +109,7 @@ impl Cuda {
         let executor = Executor { plan, memories, kernels, gemm, inv_freq };
         let mut this = Self {
             failed: None,
+            log: Log::default(),
             events: Pool::new(false),
             stamps: Pool::new(true),
             step_start: Event::new(true)?,
@@ -170,10 +191,13 @@ impl Cuda {
 
     fn step(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), CudaError> {
         self.context.enter()?;
+        self.log.begin(schedule.step);
         self.begin(schedule, ids)?;
         for (index, command) in schedule.commands.iter().enumerate() {
+            self.log.command(Some(command));
             self.command(schedule, index, command)?;
         }
+        self.log.command(None);
         self.end()?;
         let cost = self.executor.plan.step_cost(&schedule.step);
         for lane in Lane::ALL {
@@ -193,6 +217,7 @@ impl Cuda {
         if self.steps >= STEPS_IN_FLIGHT {
             // The place of these ids was read by the step before the last.
             self.done[turn].synchronize()?;
+            self.log.ended(STEPS_IN_FLIGHT);
         }
         let plan = &self.executor.plan;
         let from = plan.host_ids_operand(ids.len(), turn).as_slice()[0].span;
@@ -268,6 +293,7 @@ impl Cuda {
         debug_assert_eq!(plan.logits_operand(self.logit_rows).as_slice()[0].role, Role::Logits);
         self.executor.memories.copy(from, to, self.lanes[0].raw())?;
         self.lanes[0].synchronize()?;
+        self.log.ended(0);
         self.measure()?;
         Ok(to)
     }
@@ -285,8 +311,9 @@ impl Cuda {
             return Err(BackendError(format!("the GPU failed before: {failed}")));
         }
         run(self).map_err(|error| {
+            let report = self.log.report(&error);
             self.failed = Some(error.to_string());
-            BackendError(error.to_string())
+            BackendError(report)
         })
     }
 }

@@ -114,11 +114,9 @@ impl Modules {
         let c_name = CString::new(name).unwrap_or_default();
         // SAFETY: the modules are loaded.
         let find = |m: &CUmodule| unsafe { result::module::get_function(*m, c_name.clone()) }.ok();
-        let function = self.0.iter().find_map(find).ok_or_else(|| CudaError::Call {
-            call: "cuModuleGetFunction",
-            text: format!("no kernel {name}"),
-            out_of_memory: false,
-        })?;
+        let function = self.0.iter().find_map(find);
+        let function =
+            function.ok_or_else(|| CudaError::call("cuModuleGetFunction", format!("no kernel {name}")))?;
         if shared > 0 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is alive.

@@ -33,7 +33,10 @@ pub(super) fn run(
     shared.enter(State::Ready { context, vocab: slots[0].vocab() });
     let (state, failure) = match work(shared, tokenizer, &mut slots) {
         Ok(()) => (State::Stopped, Failure::Stopping),
-        Err(why) => (State::Failed(why.clone()), Failure::Engine(why)),
+        Err(why) => {
+            tracing::error!("the engine failed, nothing is served any more: {why}");
+            (State::Failed(why.clone()), Failure::Engine(why))
+        }
     };
     // Whoever hears of it and looks finds the new state.
     shared.enter(state);
