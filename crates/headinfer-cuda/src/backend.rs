@@ -53,7 +53,10 @@ pub struct Cuda {
     steps: usize,
     delays: Option<u64>,
     stats: Stats,
+    /// Free device memory once the context was made.
     free_before: u64,
+    /// The least of it seen so far.
+    free_least: u64,
     timeline: Vec<Timed>,
     keep_timeline: bool,
     logit_rows: usize,
@@ -102,11 +105,12 @@ impl Cuda {
         let kernels = Kernels::load(&context.info, head_dim, tiling, options.cache_dir.as_deref())?;
         let lanes = [Stream::new()?, Stream::new()?, Stream::new()?];
         weights::fill(&plan, &weights, &memories, &kernels, lanes[0].raw())?;
-        lanes[0].synchronize()?;
         let gemm = Gemm::new(layout.region_bytes(RegionId::GemmWorkspace))?;
         let inv_freq = plan.spec.rope.inv_freq(plan.spec.head_dim);
         let stats = Stats { host_bytes: memories.host.bytes(), ..Stats::default() };
-        let executor = Executor { plan, memories, kernels, gemm, inv_freq };
+        let mut executor = Executor { plan, memories, kernels, gemm, inv_freq };
+        executor.warm(lanes[0].raw())?;
+        lanes[0].synchronize()?;
         let mut this = Self {
             failed: None,
             log: Log::default(),
@@ -119,6 +123,7 @@ impl Cuda {
             delays: options.delays,
             stats,
             free_before,
+            free_least: u64::MAX,
             timeline: Vec::new(),
             keep_timeline: false,
             logit_rows: 0,
@@ -204,6 +209,8 @@ impl Cuda {
             self.stats.bytes[lane.index()] += cost.lane_bytes(lane) as u64;
         }
         self.logit_rows = schedule.step.logit_rows;
+        // Drivers and libraries take memory when work is put on a stream, not when it runs.
+        self.measure()?;
         if self.keep_timeline {
             self.read_timeline(schedule)?;
         }
@@ -294,14 +301,20 @@ impl Cuda {
         self.executor.memories.copy(from, to, self.lanes[0].raw())?;
         self.lanes[0].synchronize()?;
         self.log.ended(0);
-        self.measure()?;
         Ok(to)
     }
 
-    /// Device memory taken since the context was made: the arena, and what driver and libraries took besides.
+    /// Device memory of the whole process, asked for whenever the device has less left than ever before. Without
+    /// NVML an estimate: the plan's figure for the context, and what was taken since it was made.
     fn measure(&mut self) -> Result<(), CudaError> {
         let (free, _) = memory()?;
-        self.stats.device_bytes = self.stats.device_bytes.max(self.free_before.saturating_sub(free));
+        if free < self.free_least {
+            self.free_least = free;
+            let context = self.executor.plan.request.machine.device_overhead;
+            let estimate = || context + self.free_before.saturating_sub(free);
+            let bytes = self.context.meter.process_bytes().unwrap_or_else(estimate);
+            self.stats.device_bytes = self.stats.device_bytes.max(bytes);
+        }
         Ok(())
     }
 

@@ -43,6 +43,24 @@ impl Executor {
             Op::Logits => run.logits(),
         }
     }
+
+    /// Runs each product of a layer and the head at every size class of rows, on whatever lies in memory, so that
+    /// cuBLASLt loads its kernels now and device memory does not grow later.
+    pub(crate) fn warm(&mut self, stream: CUstream) -> Result<(), CudaError> {
+        let (chunk, mlp_rows, logit_rows) = {
+            let k = self.plan.knobs();
+            (k.chunk, k.mlp_rows, k.logit_rows)
+        };
+        let powers = (0..usize::BITS).map(|i| 1 << i).take_while(|rows| *rows < chunk);
+        for rows in powers.chain([chunk]) {
+            let step = Step { past: 0, rows, logit_rows: rows.min(logit_rows) };
+            let mlp = Op::Mlp { layer: 0, start: 0, end: rows.min(mlp_rows) };
+            for op in [Op::Project { layer: 0 }, Op::OutProject { layer: 0 }, mlp, Op::Logits] {
+                self.execute(&step, &op, stream)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One command with its ranges and its stream.

@@ -15,6 +15,8 @@ mod gemm;
 mod launch;
 mod libraries;
 mod log;
+mod meter;
+mod nvml;
 mod stream;
 mod weights;
 

@@ -11,7 +11,7 @@ use libloading::Library;
 use crate::error::{CudaError, Named, Version};
 
 /// Functions of the driver, but for [`elapsed`]'s.
-const DRIVER: [&str; 33] = [
+const DRIVER: [&str; 34] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorString",
@@ -19,6 +19,7 @@ const DRIVER: [&str; 33] = [
     "cuDeviceGet",
     "cuDeviceGetName",
     "cuDeviceGetAttribute",
+    "cuDeviceGetPCIBusId",
     "cuDevicePrimaryCtxRetain",
     "cuDevicePrimaryCtxRelease_v2",
     "cuCtxSetCurrent",
