@@ -10,7 +10,7 @@ use headinfer_core::plan::{
 use headinfer_core::units::Bytes;
 
 use crate::OpenError;
-use crate::arena::{DeviceArena, HostSlab, Memories};
+use crate::arena::{DeviceArena, Memories};
 use crate::device::{Context, DeviceInfo, memory};
 use crate::error::{CudaError, Named};
 use crate::exec::Executor;
@@ -18,6 +18,7 @@ use crate::gemm::Gemm;
 use crate::launch::attention_prefill::Tiling;
 use crate::launch::{HEADS_MAX, Kernels};
 use crate::log::Log;
+use crate::slab::{Driver, Growth, HostSlab};
 use crate::stream::{Event, Pool, Stream};
 use crate::weights::{self, CudaWeights};
 
@@ -33,6 +34,8 @@ pub struct CudaOptions {
     pub ordinal: usize,
     /// Where compiled kernels are kept; `None` compiles them at every start.
     pub cache_dir: Option<PathBuf>,
+    /// Bytes of host memory that may still be taken, 0 when nobody tells: asked before each piece that is.
+    pub host_left: Option<fn() -> u64>,
     /// Fill all memory with NaN first, so that a read before a write cannot go unseen (tests).
     pub poison: bool,
     /// Delay commands at random, from this seed: what events do not order then shows (tests).
@@ -98,7 +101,9 @@ impl Cuda {
     ) -> Result<Self, OpenError> {
         let layout = plan.layout();
         let device = DeviceArena::new(layout.bytes(Memory::Device), options.poison)?;
-        let host = HostSlab::new(layout.bytes(Memory::Host), options.poison)?;
+        let growth = Growth::new(layout.bytes(Memory::Host), layout.host_extent(0), options.poison);
+        let driver = Driver { context: Some(context.handle()), left: options.host_left };
+        let host = HostSlab::growing(growth, Arc::new(driver))?;
         let memories = Memories { device, host };
         let head_dim = plan.spec.head_dim;
         let tiling = options.tiling.unwrap_or_else(|| Tiling::new(head_dim, context.info.shared_bytes));
@@ -151,6 +156,7 @@ impl Cuda {
         self.finish()?;
         let memories = &self.executor.memories;
         if span.memory == Memory::Host {
+            memories.host.wait(span.offset + span.bytes)?;
             return Ok(memories.host::<u8>(span).to_vec());
         }
         let mut bytes = vec![0u8; span.bytes as usize];
@@ -197,6 +203,9 @@ impl Cuda {
     fn step(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), CudaError> {
         self.context.enter()?;
         self.log.begin(schedule.step);
+        // Here and not within the step: nothing is on a lane that could need it.
+        let rows = schedule.step.past + schedule.step.rows;
+        self.executor.memories.host.wait(self.executor.plan.layout().host_extent(rows))?;
         self.begin(schedule, ids)?;
         for (index, command) in schedule.commands.iter().enumerate() {
             self.log.command(Some(command));

@@ -17,7 +17,9 @@ mod libraries;
 mod log;
 mod meter;
 mod nvml;
+mod slab;
 mod stream;
+mod upload;
 mod weights;
 
 use headinfer_core::units::Bytes;
