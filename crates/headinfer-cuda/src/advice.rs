@@ -9,6 +9,9 @@ use cudarc::driver::sys::CUresult as Driver;
 pub(crate) const NO_DEVICE: &str = "see nvidia-smi, and CUDA_VISIBLE_DEVICES, which may hide GPUs";
 /// The system has no memory left.
 pub(crate) const HOST_MEMORY: &str = "free host memory, or raise the cgroup's limit";
+/// The system has less memory to pin than it had when the plan was made.
+pub(crate) const HOST_GROWTH: &str =
+    "free host memory, raise the cgroup's limit or that on locked memory, or give a smaller --context";
 /// The device has no memory left.
 const DEVICE_MEMORY: &str =
     "give a smaller --gpu-memory, or end the process that holds the rest (see nvidia-smi)";

@@ -10,7 +10,7 @@ use headinfer_core::plan::{
 use headinfer_core::units::Bytes;
 
 use crate::OpenError;
-use crate::arena::{DeviceArena, HostSlab, Memories};
+use crate::arena::{DeviceArena, Memories};
 use crate::device::{Context, DeviceInfo, memory};
 use crate::error::{CudaError, Named};
 use crate::exec::Executor;
@@ -18,6 +18,7 @@ use crate::gemm::Gemm;
 use crate::launch::attention_prefill::Tiling;
 use crate::launch::{HEADS_MAX, Kernels};
 use crate::log::Log;
+use crate::slab::{Driver, Growth, HostSlab};
 use crate::stream::{Event, Pool, Stream};
 use crate::weights::{self, CudaWeights};
 
@@ -33,6 +34,8 @@ pub struct CudaOptions {
     pub ordinal: usize,
     /// Where compiled kernels are kept; `None` compiles them at every start.
     pub cache_dir: Option<PathBuf>,
+    /// Bytes of host memory that may still be taken, 0 when nobody tells: asked before each piece that is.
+    pub host_left: Option<fn() -> u64>,
     /// Fill all memory with NaN first, so that a read before a write cannot go unseen (tests).
     pub poison: bool,
     /// Delay commands at random, from this seed: what events do not order then shows (tests).
@@ -54,7 +57,10 @@ pub struct Cuda {
     steps: usize,
     delays: Option<u64>,
     stats: Stats,
+    /// Free device memory once the context was made.
     free_before: u64,
+    /// The least of it seen so far.
+    free_least: u64,
     timeline: Vec<Timed>,
     keep_timeline: bool,
     logit_rows: usize,
@@ -96,18 +102,21 @@ impl Cuda {
     ) -> Result<Self, OpenError> {
         let layout = plan.layout();
         let device = DeviceArena::new(layout.bytes(Memory::Device), options.poison)?;
-        let host = HostSlab::new(layout.bytes(Memory::Host), options.poison)?;
+        let growth = Growth::new(layout.bytes(Memory::Host), layout.host_extent(0), options.poison);
+        let driver = Driver { context: Some(context.handle()), left: options.host_left };
+        let host = HostSlab::growing(growth, Arc::new(driver))?;
         let memories = Memories { device, host };
         let head_dim = plan.spec.head_dim;
         let tiling = options.tiling.unwrap_or_else(|| Tiling::new(head_dim, context.info.shared_bytes));
         let kernels = Kernels::load(&context.info, head_dim, tiling, options.cache_dir.as_deref())?;
         let lanes = [Stream::new()?, Stream::new()?, Stream::new()?];
         weights::fill(&plan, &weights, &memories, &kernels, lanes[0].raw())?;
-        lanes[0].synchronize()?;
         let gemm = Gemm::new(layout.region_bytes(RegionId::GemmWorkspace))?;
         let inv_freq = plan.spec.rope.inv_freq(plan.spec.head_dim);
         let stats = Stats { host_bytes: memories.host.bytes(), ..Stats::default() };
-        let executor = Executor { plan, memories, kernels, gemm, inv_freq };
+        let mut executor = Executor { plan, memories, kernels, gemm, inv_freq };
+        executor.warm(lanes[0].raw())?;
+        lanes[0].synchronize()?;
         let mut this = Self {
             failed: None,
             log: Log::default(),
@@ -121,6 +130,7 @@ impl Cuda {
             delays: options.delays,
             stats,
             free_before,
+            free_least: u64::MAX,
             timeline: Vec::new(),
             keep_timeline: false,
             logit_rows: 0,
@@ -148,6 +158,7 @@ impl Cuda {
         self.finish()?;
         let memories = &self.executor.memories;
         if span.memory == Memory::Host {
+            memories.host.wait(span.offset + span.bytes)?;
             return Ok(memories.host::<u8>(span).to_vec());
         }
         let mut bytes = vec![0u8; span.bytes as usize];
@@ -194,6 +205,9 @@ impl Cuda {
     fn step(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), CudaError> {
         self.context.enter()?;
         self.log.begin(schedule.step);
+        // Here and not within the step: nothing is on a lane that could need it.
+        let rows = schedule.step.past + schedule.step.rows;
+        self.executor.memories.host.wait(self.executor.plan.layout().host_extent(rows))?;
         self.begin(schedule, ids)?;
         for (index, command) in schedule.commands.iter().enumerate() {
             self.log.command(Some(command));
@@ -206,6 +220,8 @@ impl Cuda {
             self.stats.bytes[lane.index()] += cost.lane_bytes(lane) as u64;
         }
         self.logit_rows = schedule.step.logit_rows;
+        // Drivers and libraries take memory when work is put on a stream, not when it runs.
+        self.measure()?;
         if self.keep_timeline {
             self.read_timeline(schedule)?;
         }
@@ -307,14 +323,20 @@ impl Cuda {
         self.executor.memories.copy(from, to, self.lanes[0].raw())?;
         self.lanes[0].synchronize()?;
         self.log.ended(0);
-        self.measure()?;
         Ok(to)
     }
 
-    /// Device memory taken since the context was made: the arena, and what driver and libraries took besides.
+    /// Device memory of the whole process, asked for whenever the device has less left than ever before. Without
+    /// NVML an estimate: the plan's figure for the context, and what was taken since it was made.
     fn measure(&mut self) -> Result<(), CudaError> {
         let (free, _) = memory()?;
-        self.stats.device_bytes = self.stats.device_bytes.max(self.free_before.saturating_sub(free));
+        if free < self.free_least {
+            self.free_least = free;
+            let context = self.executor.plan.request.machine.device_overhead;
+            let estimate = || context + self.free_before.saturating_sub(free);
+            let bytes = self.context.meter.process_bytes().unwrap_or_else(estimate);
+            self.stats.device_bytes = self.stats.device_bytes.max(bytes);
+        }
         Ok(())
     }
 

@@ -6,7 +6,13 @@ use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{result, sys};
 
 use crate::error::{CudaError, Named, Version};
+use crate::meter::Meter;
 use crate::{compile, libraries};
+
+/// What kernels, streams and cuBLASLt take once they are loaded, as seen on an H100 with CUDA 13.0.
+const LIBRARIES_BYTES: u64 = 64 << 20;
+/// Longest PCI address, its end included.
+const PCI_BYTES: usize = 32;
 
 /// What a GPU is and has.
 #[derive(Clone, Debug)]
@@ -21,8 +27,11 @@ pub struct DeviceInfo {
     pub shared_bytes: u32,
     /// Device memory, bytes.
     pub total_bytes: u64,
-    /// Of it free when asked, bytes; the context that asking needs is counted as used.
+    /// Of it free when asked, bytes. The context that asking needs is counted as free where it was measured.
     pub free_bytes: u64,
+    /// Device memory that a process needs beside what it allocates, bytes: its context, measured, and
+    /// [`LIBRARIES_BYTES`]. `None` where NVML does not tell, or a context was there before.
+    pub context_bytes: Option<u64>,
     /// CUDA version the driver supports.
     pub driver: Version,
     /// Version of NVRTC.
@@ -50,6 +59,7 @@ pub(crate) struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
     pub(crate) info: DeviceInfo,
+    pub(crate) meter: Meter,
 }
 
 // SAFETY: a context may be made current on any thread, and is by `enter`.
@@ -88,6 +98,7 @@ impl Context {
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let meter = Meter::new(ordinal, &pci_address(device)?);
         // SAFETY: the device came from `get`; `drop` releases what this retains.
         let context = unsafe { result::primary_ctx::retain(device) }.named("cuDevicePrimaryCtxRetain")?;
         let mut info = DeviceInfo {
@@ -97,20 +108,45 @@ impl Context {
             shared_bytes,
             total_bytes: 0,
             free_bytes: 0,
+            context_bytes: None,
             driver,
             nvrtc,
         };
-        let mut this = Self { device, context, info: info.clone() };
+        let mut this = Self { device, context, info: info.clone(), meter };
         this.enter()?;
         (info.free_bytes, info.total_bytes) = memory()?;
+        if let Some(context) = this.meter.context_bytes() {
+            info.free_bytes = (info.free_bytes + context).min(info.total_bytes);
+            info.context_bytes = Some(context + LIBRARIES_BYTES);
+        }
         this.info = info;
         Ok(this)
     }
 
+    /// What makes it another thread's, as [`enter`](Self::enter) does here; good while `self` lives.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle(self.context)
+    }
+
     /// Makes the context the calling thread's.
     pub(crate) fn enter(&self) -> Result<(), CudaError> {
-        // SAFETY: the context is retained as long as `self` lives.
-        unsafe { result::ctx::set_current(self.context) }.named("cuCtxSetCurrent")
+        self.handle().enter()
+    }
+}
+
+/// A context for threads beside the one that opened it, which end before it is released.
+#[derive(Clone, Copy)]
+pub(crate) struct Handle(sys::CUcontext);
+
+// SAFETY: as for `Context`.
+unsafe impl Send for Handle {}
+// SAFETY: as for `Context`.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    pub(crate) fn enter(self) -> Result<(), CudaError> {
+        // SAFETY: the context is retained as long as its owner lives, and who holds a handle ends before.
+        unsafe { result::ctx::set_current(self.0) }.named("cuCtxSetCurrent")
     }
 }
 
@@ -120,6 +156,17 @@ impl Drop for Context {
         // SAFETY: `open` retained it once.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
+}
+
+/// The device's place on the bus, by which other libraries find it.
+fn pci_address(device: sys::CUdevice) -> Result<String, CudaError> {
+    let mut text = [0u8; PCI_BYTES];
+    // SAFETY: writes at most as many bytes as it is told, a zero at the end.
+    unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), PCI_BYTES as c_int, device) }
+        .result()
+        .named("cuDeviceGetPCIBusId")?;
+    let text = std::ffi::CStr::from_bytes_until_nul(&text).unwrap_or_default();
+    Ok(text.to_string_lossy().into_owned())
 }
 
 /// Free and total bytes of the current device.

@@ -6,6 +6,7 @@ use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::CUresult as Driver;
 use cudarc::nvrtc::result::NvrtcError;
 use cudarc::nvrtc::sys::nvrtcResult as Nvrtc;
+use headinfer_core::units::Bytes;
 use thiserror::Error;
 
 use crate::advice;
@@ -75,6 +76,16 @@ pub enum CudaError {
         /// The first line of the compiler's log.
         log: String,
     },
+    /// Host memory that the work was to grow into cannot be had.
+    #[error("only {done} of the {bytes} of host memory planned can be had: {why}")]
+    Grow {
+        /// What the plan asked for.
+        bytes: Bytes,
+        /// What was had.
+        done: Bytes,
+        /// The refusal.
+        why: String,
+    },
     /// A call failed.
     #[error("{call} failed: {text}")]
     Call {
@@ -113,6 +124,7 @@ impl CudaError {
                 driver.major
             )),
             Self::Compile { log, .. } => advice::compile(log).map(str::to_owned),
+            Self::Grow { .. } => some(advice::HOST_GROWTH),
             Self::Call { advice, .. } => advice.map(str::to_owned),
         }
     }

@@ -15,7 +15,11 @@ mod gemm;
 mod launch;
 mod libraries;
 mod log;
+mod meter;
+mod nvml;
+mod slab;
 mod stream;
+mod upload;
 mod weights;
 
 use headinfer_core::units::Bytes;

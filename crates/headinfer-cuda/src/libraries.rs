@@ -11,7 +11,7 @@ use libloading::Library;
 use crate::error::{CudaError, Named, Version};
 
 /// Functions of the driver, but for [`elapsed`]'s.
-const DRIVER: [&str; 33] = [
+const DRIVER: [&str; 35] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorString",
@@ -19,6 +19,7 @@ const DRIVER: [&str; 33] = [
     "cuDeviceGet",
     "cuDeviceGetName",
     "cuDeviceGetAttribute",
+    "cuDeviceGetPCIBusId",
     "cuDevicePrimaryCtxRetain",
     "cuDevicePrimaryCtxRelease_v2",
     "cuCtxSetCurrent",
@@ -28,6 +29,7 @@ const DRIVER: [&str; 33] = [
     "cuMemsetD8_v2",
     "cuMemHostRegister_v2",
     "cuMemHostUnregister",
+    "cuMemHostGetDevicePointer_v2",
     "cuMemcpyHtoD_v2",
     "cuMemcpyDtoH_v2",
     "cuMemcpyHtoDAsync_v2",

@@ -38,7 +38,10 @@ impl Log {
 
     /// One line: what failed, what was under way, what is done, and what to do.
     pub(crate) fn report(&self, error: &CudaError) -> String {
-        let mut text = "the GPU failed".to_owned();
+        let mut text = match error {
+            CudaError::Grow { .. } => "host memory ran out".to_owned(),
+            _ => "the GPU failed".to_owned(),
+        };
         if let (Some(first), Some(last)) = (self.under_way.front(), self.under_way.back()) {
             text += &match (first.past, last.past + last.rows - 1) {
                 (first, last) if first == last => format!(" at token {first}"),

@@ -32,8 +32,7 @@ impl Stream {
     }
 
     pub(crate) fn record(&self, event: &Event) -> Result<(), CudaError> {
-        // SAFETY: both handles are alive.
-        unsafe { result::event::record(event.0, self.0) }.named("cuEventRecord")
+        event.record(self.0)
     }
 
     /// Waits for all work so far; where an error of the device shows.
@@ -69,6 +68,12 @@ impl Event {
             false => CUevent_flags::CU_EVENT_DISABLE_TIMING,
         };
         result::event::create(flags).map(Self).named("cuEventCreate")
+    }
+
+    /// Marks the work put on `stream` so far.
+    pub(crate) fn record(&self, stream: CUstream) -> Result<(), CudaError> {
+        // SAFETY: both handles are alive.
+        unsafe { result::event::record(self.0, stream) }.named("cuEventRecord")
     }
 
     /// Waits until what was recorded has happened.

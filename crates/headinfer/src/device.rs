@@ -12,7 +12,7 @@ use headinfer_cuda::{Cuda, CudaError, CudaOptions, CudaWeights, DeviceInfo};
 use crate::args::{DeviceChoice, EngineArgs};
 use crate::error::{Exit, Failure};
 use crate::model_source::Model;
-use crate::output;
+use crate::{machine, output};
 
 /// The kind of device to run on.
 ///
@@ -71,7 +71,9 @@ pub(crate) fn open(
                 None => CudaWeights::Loaded(model.weights()?),
             };
             let cache_dir = cache.map(|dir| dir.join("kernels"));
-            Ok(Box::new(Cuda::open(plan, weights, &CudaOptions { cache_dir, ..CudaOptions::default() })?))
+            let host_left = Some(machine::available_memory as fn() -> u64);
+            let options = CudaOptions { cache_dir, host_left, ..CudaOptions::default() };
+            Ok(Box::new(Cuda::open(plan, weights, &options)?))
         }
     }
 }

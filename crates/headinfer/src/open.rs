@@ -54,8 +54,10 @@ pub(crate) fn request_anywhere(
         DeviceKind::Cuda => 0,
     };
     let mut budgets = kept.budgets(device, machine::available_memory().saturating_sub(generated));
-    if let (DeviceKind::Cuda, None, Some(card)) = (device, kept.cuda_memory, device::card()) {
-        budgets.device = card.free_bytes;
+    let mut machine = kept.machine(device);
+    if let (DeviceKind::Cuda, Some(card)) = (device, device::card()) {
+        budgets.device = kept.cuda_memory.unwrap_or(card.free_bytes);
+        machine.device_overhead = card.context_bytes.unwrap_or(machine.device_overhead);
     }
     Request {
         device,
@@ -70,7 +72,7 @@ pub(crate) fn request_anywhere(
             heads_per_group: engine.heads_per_group,
             ..Overrides::default()
         },
-        machine: kept.machine(device),
+        machine,
     }
 }
 

@@ -1,9 +1,10 @@
-/* Stands in for libcuda, libnvrtc and libcublasLt where there is no GPU: device memory is the heap's, copies copy,
- * kernels and products do nothing. One file is all three libraries, so that they share their state.
+/* Stands in for libcuda, libnvrtc, libcublasLt and libnvidia-ml where there is no GPU: device memory is the heap's,
+ * copies copy, kernels and products do nothing. One file is all of them, so that they share their state.
  *
  * The variable STUB holds words "name:value", and "name:value:n" for a function that has the code `value` at its
  * n-th call:
  *   driver, nvrtc, cublas   versions, 13000 for 13.0
+ *   pids                    0 when the management library knows no process numbers, as in containers
  *   devices, sm             how many GPUs, and their compute capability, 90 for 9.0
  *   total, taken            MiB of device memory, and MiB that another process takes once a backend opens
  *   cuInit, cuMemAlloc_v2   and so on: the code that the function gives from its n-th call (the first) on
@@ -18,11 +19,13 @@
 typedef unsigned long long address;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static size_t allocated;
-static int contexts, sticky;
+static size_t allocated, loaded;
+static int contexts, held, sticky;
 
 #define CONTEXT_BYTES (300ull << 20)
-#define FUNCTIONS_MAX 64
+/* What the first product loads: LIBRARIES_BYTES of device.rs. */
+#define LIBRARIES_BYTES (64ull << 20)
+#define FUNCTIONS_MAX 80
 #define BLOCKS_MAX 64
 
 /* The word of `name` in STUB: its value, and the number behind it or 1. */
@@ -97,11 +100,22 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
   *value = attribute == 75 ? sm / 10 : attribute == 76 ? sm % 10 : attribute == 97 ? 232448 : 132;
   return 0;
 }
-int cuDevicePrimaryCtxRetain(void **context, int device) { CALL; contexts++; *context = &contexts; return 0; }
-int cuDevicePrimaryCtxRelease_v2(int device) { CALL; return 0; }
+int cuDeviceGetPCIBusId(char *text, int length, int device) { CALL; snprintf(text, length, "0000:01:00.0"); return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+  CALL;
+  contexts++;
+  held++;
+  *context = &contexts;
+  return 0;
+}
+int cuDevicePrimaryCtxRelease_v2(int device) {
+  if (!--held) loaded = 0;
+  CALL;
+  return 0;
+}
 int cuCtxSetCurrent(void *context) { CALL; return 0; }
 static size_t left(void) {
-  size_t used = allocated + CONTEXT_BYTES;
+  size_t used = allocated + loaded + CONTEXT_BYTES;
   /* The first context is that of whoever only looks. */
   if (contexts > 1) used += (size_t)setting("taken", 0) << 20;
   size_t total = (size_t)setting("total", 24576) << 20;
@@ -141,6 +155,7 @@ int cuMemFree_v2(address base) {
 int cuMemsetD8_v2(address to, unsigned char value, size_t bytes) { CALL; memset((void *)to, value, bytes); return 0; }
 int cuMemHostRegister_v2(void *base, size_t bytes, unsigned flags) { CALL; return 0; }
 int cuMemHostUnregister(void *base) { CALL; return 0; }
+int cuMemHostGetDevicePointer_v2(address *at, void *base, unsigned flags) { CALL; *at = (address)base; return 0; }
 int cuMemcpyHtoD_v2(address to, const void *from, size_t bytes) { CALL; memcpy((void *)to, from, bytes); return 0; }
 int cuMemcpyDtoH_v2(void *to, address from, size_t bytes) { CALL; memcpy(to, (void *)from, bytes); return 0; }
 int cuMemcpyHtoDAsync_v2(address to, const void *from, size_t bytes, void *stream) {
@@ -203,6 +218,7 @@ int cublasLtMatmul(void *handle, void *product, const void *alpha, const void *a
                    void *b_layout, const void *beta, const void *c, void *c_layout, void *d, void *d_layout,
                    const void *algorithm, void *workspace, size_t workspace_bytes, void *stream) {
   CALL;
+  loaded = LIBRARIES_BYTES;
   return 0;
 }
 int cublasLtMatmulAlgoGetHeuristic(void *handle, void *product, void *a, void *b, void *c, void *d, void *preference,
@@ -228,3 +244,26 @@ int cublasLtMatrixLayoutCreate(void **layout, int type, unsigned long long rows,
   return 0;
 }
 int cublasLtMatrixLayoutDestroy(void *layout) { CALL; return 0; }
+
+/* The management library. */
+
+static size_t own(void) { return held ? CONTEXT_BYTES + allocated + loaded : 0; }
+int nvmlInit_v2(void) { CALL; return 0; }
+int nvmlShutdown(void) { CALL; return 0; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char *pci, void **device) { CALL; *device = &contexts; return 0; }
+int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *bytes) {
+  CALL;
+  unsigned long long total = (unsigned long long)setting("total", 24576) << 20;
+  bytes[0] = total;
+  bytes[2] = own() + (1000 << 20); /* and another process's */
+  bytes[1] = total - bytes[2];
+  return 0;
+}
+struct process { unsigned pid; unsigned long long used; unsigned instances[2]; };
+int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, struct process *list) {
+  CALL;
+  list[0] = (struct process){1, 1000 << 20, {0, 0}};
+  list[1] = (struct process){setting("pids", 1) ? getpid() : 2, own(), {0, 0}};
+  *count = 2;
+  return 0;
+}

@@ -169,6 +169,32 @@ fn memory_that_is_gone_is_refused_with_need_have_and_flag() {
     refused.fails(3, &["device memory needs", "of 100 MiB"]);
 }
 
+/// The stand-in with a management library, which alone counts what the context takes.
+fn managed() -> Option<TempDir> {
+    stub()?;
+    let dir = folder();
+    compile(dir.path(), "");
+    std::os::unix::fs::symlink("stub.so", dir.path().join("libnvidia-ml.so.1")).unwrap();
+    Some(dir)
+}
+
+#[test]
+fn the_device_peak_is_that_of_the_whole_process_and_as_planned() {
+    let Some(dir) = managed() else { return };
+    let line = "bench prefill -m random:tiny -c 512 --device cuda --json";
+    for faults in ["", "pids:0"] {
+        let report = ran(dir.path(), faults, line).json();
+        let bytes = |name: &str| report[name].as_f64().unwrap();
+        // 300 MiB of context and 64 of libraries, which the stand-in has taken.
+        assert!(bytes("plan_device_bytes") > 364e6 * 1.048, "{report}");
+        let ratio = bytes("device_peak_bytes") / bytes("plan_device_bytes");
+        assert!((ratio - 1.0).abs() < 0.001, "{faults}: {ratio} {report}");
+    }
+    // The context's own memory can be planned with: all that is free fits, and no more.
+    let plan = ran(dir.path(), "total:5000", "plan -m random:tiny -c 512 --device cuda --json").json();
+    assert_eq!(plan["device"]["budget"], 5000u64 << 20);
+}
+
 #[test]
 fn host_memory_that_is_not_there_is_refused_before_it_is_taken() {
     let Some(dir) = stub() else { return };
@@ -231,7 +257,7 @@ fn a_device_that_fails_at_work_ends_the_run_with_a_report() {
         ("cuMemcpyHtoDAsync_v2:214:20", &["CUDA_ERROR_ECC_UNCORRECTABLE", "nvidia-smi -q", "dmesg"]),
         ("cuMemcpyDtoHAsync_v2:999:3", &["CUDA_ERROR_UNKNOWN", "on lane out", "Evict"]),
         ("cuEventRecord:700:50", &["cuEventRecord failed", "at token"]),
-        ("cublasLtMatmul:13:9", &["CUBLAS_STATUS_EXECUTION_FAILED", "run it again"]),
+        ("cublasLtMatmul:13:50", &["CUBLAS_STATUS_EXECUTION_FAILED", "run it again"]),
         ("cuStreamSynchronize:702:2", &["CUDA_ERROR_LAUNCH_TIMEOUT", "--chunk"]),
     ] {
         let (failed, out, _work) = logits(dir, faults, "");
