@@ -12,6 +12,8 @@ mod error;
 mod exec;
 mod gemm;
 mod launch;
+pub mod measure;
+mod past;
 mod stream;
 mod weights;
 

@@ -69,15 +69,24 @@ pub(crate) fn open(
                 Some(seed) => CudaWeights::Random { seed },
                 None => CudaWeights::Loaded(model.weights()?),
             };
-            let cache_dir = cache.map(|dir| dir.join("kernels"));
-            Ok(Box::new(Cuda::open(plan, weights, &CudaOptions { cache_dir, ..CudaOptions::default() })?))
+            Ok(Box::new(Cuda::open(plan, weights, &cuda_options(cache))?))
         }
     }
+}
+
+/// How the CUDA device is opened; `cache` as for [`open`].
+pub(crate) fn cuda_options(cache: Option<&Path>) -> CudaOptions {
+    CudaOptions { cache_dir: cache.map(|dir| dir.join("kernels")), ..CudaOptions::default() }
 }
 
 /// Bytes that are free on the CUDA device; `None` when there is none.
 pub(crate) fn cuda_free() -> Option<u64> {
     probe().as_ref().ok().map(|info| info.free_bytes)
+}
+
+/// The CUDA device, when one can be used.
+pub(crate) fn cuda_info() -> Option<&'static DeviceInfo> {
+    probe().as_ref().ok()
 }
 
 /// Why no CUDA device can be used; `None` when one can.

@@ -30,7 +30,8 @@ pub(crate) fn request(
         DeviceKind::Cuda => 0,
     };
     let mut budgets = kept.budgets(device, machine::available_memory().saturating_sub(generated));
-    if let (DeviceKind::Cuda, None, Some(free)) = (device, kept.cuda_memory, device::cuda_free()) {
+    // The figure kept is for planning where the card is not; where it is, others may hold a part of it.
+    if let (DeviceKind::Cuda, Some(free)) = (device, device::cuda_free()) {
         budgets.device = free;
     }
     Request {

@@ -20,8 +20,8 @@ use std::ops::Range;
 pub use choose::{DeviceKind, Overrides, PlacementMode, PlanError, Request, WeightsMode};
 pub use cost::{Cost, Machine};
 pub use layout::{
-    BLOCK, DECODE_ROWS, Knobs, Layout, Memory, Place, Region, RegionId, SPLIT, SPLITS_IN_FLIGHT,
-    STEPS_IN_FLIGHT, Span, WeightPlace,
+    BLOCK, DECODE_ROWS, GEMM_WORKSPACE, Knobs, Layout, Memory, Place, Region, RegionId, SPLIT,
+    SPLITS_IN_FLIGHT, STEPS_IN_FLIGHT, Span, WeightPlace,
 };
 pub use op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step};
 pub use operands::{Access, Operand, Operands, Role};
