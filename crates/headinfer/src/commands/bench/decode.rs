@@ -1,5 +1,7 @@
 //! `bench decode`: single tokens at the end of a context.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use headinfer_core::plan::report::seconds;
 
@@ -26,17 +28,19 @@ pub(crate) fn run(args: &DecodeArgs, environment: &Environment) -> Result<()> {
     let (past, seed) = (context - tokens, args.measure.seed);
     let (mut bench, meter) = Bench::metered(&args.measure, environment)?;
     let ids = random_ids(context, bench.session.plan().spec.vocab, seed);
+    let begun = Instant::now();
     match args.synthetic {
         true => bench.session.assume_past(past, seed)?,
         false => drop(bench.prefill(&ids[..past])?),
     }
+    let past_s = Some(begun.elapsed().as_secs_f64());
     let (times, hash) = counted(&mut bench, &ids[past..])?;
     bench.session.rewind(past);
     let observed = observed(&mut bench, &ids[past..][..tokens.min(OBSERVED)])?;
     let end = bench.finish(meter)?;
     let middle = &observed.steps[observed.steps.len() / 2];
     let floor = Floor::of(&end.0, std::slice::from_ref(middle), &end.2);
-    let report = Report::new(end, &Measured { logits_hash: hash, ..observed }, floor);
+    let report = Report { past_s, ..Report::new(end, &Measured { logits_hash: hash, ..observed }, floor) };
     let report = report.timed(1, median(&times), spread(&times));
     if args.measure.json {
         return output::print_json(&report);

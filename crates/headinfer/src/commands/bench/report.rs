@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use headinfer_core::backend::Stats;
+use headinfer_core::plan::report::seconds;
 use headinfer_core::plan::{Plan, WeightPlace};
 use headinfer_core::units::Bytes;
 use serde::Serialize;
@@ -21,6 +22,9 @@ pub(super) struct Report {
     /// Of the repetitions that `seconds` is the median of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) repetitions: Option<Spread>,
+    /// Making the past that the tokens come after; absent where there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) past_s: Option<f64>,
     pub(super) tokens_per_s: f64,
     pub(super) floor_s: f64,
     pub(super) ratio_to_floor: f64,
@@ -118,6 +122,7 @@ impl Report {
             tokens: m.tokens,
             seconds: m.seconds,
             repetitions: None,
+            past_s: None,
             tokens_per_s: rate(m.tokens as f64, m.seconds),
             floor_s: floor.total_s,
             ratio_to_floor: rate(m.seconds, floor.total_s),
@@ -168,7 +173,7 @@ impl Report {
         let percent = |share: f64| 100.0 * share;
         let mut lines = Vec::new();
         if let Some(Spread { count, least_s, most_s }) = self.repetitions {
-            lines.push(("spread", format!("{count} times, {:.2} to {:.2} ms", 1e3 * least_s, 1e3 * most_s)));
+            lines.push(("median of", format!("{count}, {} to {}", seconds(least_s), seconds(most_s))));
         }
         lines.push(("floor", self.floor_text()));
         lines.push(("attention", self.attention_text()));
@@ -190,9 +195,14 @@ impl Report {
     fn floor_text(&self) -> String {
         let Floor { attention_s, gemm_s, link_s, device_s, .. } = &self.floor;
         format!(
-            "{:.4} s, ratio {:.3} ({}): attention {attention_s:.4} + products {gemm_s:.4}, link {link_s:.4}, device \
-             memory {device_s:.4}",
-            self.floor_s, self.ratio_to_floor, self.machine
+            "{}, ratio {:.3}: attention {} and products {}, link {}, device memory {} ({})",
+            seconds(self.floor_s),
+            self.ratio_to_floor,
+            seconds(*attention_s),
+            seconds(*gemm_s),
+            seconds(*link_s),
+            seconds(*device_s),
+            self.machine
         )
     }
 
