@@ -36,7 +36,24 @@ pub(crate) fn run(args: &AttentionArgs, environment: &Environment) -> Result<()>
 struct Report {
     device: String,
     head_dim: usize,
+    /// What `of_peak` is of, measured in this run.
+    peaks: Peaks,
     rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Peaks {
+    Cpu {
+        /// f32 multiply-adds of all threads.
+        fma_tflops: f64,
+        /// Memory read by all threads.
+        read_gb_s: f64,
+    },
+    Cuda {
+        /// Within the device, read and written.
+        device_copy_gb_s: f64,
+    },
 }
 
 /// One kernel at one shape.
@@ -92,7 +109,8 @@ fn on_cuda(args: &AttentionArgs, environment: &Environment) -> Result<Report> {
             (_, false) => Row { what: "prefill over a past", tflops, ..row },
         });
     }
-    Ok(Report { device: bed.info().name.clone(), head_dim: d, rows })
+    let peaks = Peaks::Cuda { device_copy_gb_s: copied / 1e9 };
+    Ok(Report { device: bed.info().name.clone(), head_dim: d, peaks, rows })
 }
 
 fn on_cpu(args: &AttentionArgs) -> Result<Report> {
@@ -100,7 +118,7 @@ fn on_cpu(args: &AttentionArgs) -> Result<Report> {
     let field = pool.install(cpu::field)?;
     let head_dim = args.head_dim;
     let shapes = [1, HEADS.0 / HEADS.1].map(|group| HeadShape { head_dim, group });
-    let (measured, _) = cpu::attention(&pool, &field, &shapes);
+    let (measured, ceilings) = cpu::attention(&pool, &field, &shapes);
     let rows = measured.iter().flat_map(|a| {
         let (tokens, past) = (cpu::PREFILL.0 * 4 / a.group.min(4), cpu::PREFILL.1);
         let flop = (4 * tokens * a.group * head_dim * past) as f64;
@@ -130,7 +148,8 @@ fn on_cpu(args: &AttentionArgs) -> Result<Report> {
         [prefill, decode]
     });
     let device = format!("CPU, {} threads", pool.current_num_threads());
-    Ok(Report { device, head_dim, rows: rows.collect() })
+    let (fma_tflops, read_gb_s) = (ceilings.fma_flops / 1e12, ceilings.read_bytes_s / 1e9);
+    Ok(Report { device, head_dim, peaks: Peaks::Cpu { fma_tflops, read_gb_s }, rows: rows.collect() })
 }
 
 impl Report {
