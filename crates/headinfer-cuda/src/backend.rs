@@ -18,6 +18,7 @@ use crate::gemm::Gemm;
 use crate::launch::attention_prefill::Tiling;
 use crate::launch::{HEADS_MAX, Kernels};
 use crate::log::Log;
+use crate::past;
 use crate::slab::{Driver, Growth, HostSlab};
 use crate::stream::{Event, Pool, Stream};
 use crate::weights::{self, CudaWeights};
@@ -368,6 +369,14 @@ impl Backend for Cuda {
         Ok(self.executor.memories.host::<f32>(span))
     }
 
+    fn fill_past(&mut self, rows: usize, seed: u64) -> Result<(), BackendError> {
+        self.guard(|this| {
+            this.finish()?;
+            past::fill(&this.executor, rows, seed, this.lanes[0].raw())?;
+            this.finish()
+        })
+    }
+
     fn stats(&self) -> Stats {
         self.stats
     }
@@ -389,7 +398,7 @@ impl Drop for Cuda {
 }
 
 /// Plans that this backend does not run.
-fn check(plan: &Plan) -> Result<(), OpenError> {
+pub(crate) fn check(plan: &Plan) -> Result<(), OpenError> {
     let (spec, k) = (&plan.spec, plan.knobs());
     let refuse = |text: String| Err(OpenError::Plan(text));
     if k.device != DeviceKind::Cuda {

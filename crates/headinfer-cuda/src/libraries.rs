@@ -11,7 +11,7 @@ use libloading::Library;
 use crate::error::{CudaError, Named, Version};
 
 /// Functions of the driver, but for [`elapsed`]'s.
-const DRIVER: [&str; 35] = [
+const DRIVER: [&str; 36] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorString",
@@ -34,6 +34,7 @@ const DRIVER: [&str; 35] = [
     "cuMemcpyDtoH_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamWaitEvent",

@@ -70,12 +70,15 @@ pub(crate) fn open(
                 Some(seed) => CudaWeights::Random { seed },
                 None => CudaWeights::Loaded(model.weights()?),
             };
-            let cache_dir = cache.map(|dir| dir.join("kernels"));
-            let host_left = Some(machine::available_memory as fn() -> u64);
-            let options = CudaOptions { cache_dir, host_left, ..CudaOptions::default() };
-            Ok(Box::new(Cuda::open(plan, weights, &options)?))
+            Ok(Box::new(Cuda::open(plan, weights, &cuda_options(cache))?))
         }
     }
+}
+
+/// How the CUDA device is opened; `cache` as for [`open`].
+pub(crate) fn cuda_options(cache: Option<&Path>) -> CudaOptions {
+    let host_left = Some(machine::available_memory as fn() -> u64);
+    CudaOptions { cache_dir: cache.map(|dir| dir.join("kernels")), host_left, ..CudaOptions::default() }
 }
 
 /// The CUDA device; `None` when none can be used.

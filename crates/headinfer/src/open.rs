@@ -55,8 +55,9 @@ pub(crate) fn request_anywhere(
     };
     let mut budgets = kept.budgets(device, machine::available_memory().saturating_sub(generated));
     let mut machine = kept.machine(device);
+    // The figures kept are for planning where the card is not; where it is, others may hold a part of it.
     if let (DeviceKind::Cuda, Some(card)) = (device, device::card()) {
-        budgets.device = kept.cuda_memory.unwrap_or(card.free_bytes);
+        budgets.device = card.free_bytes;
         machine.device_overhead = card.context_bytes.unwrap_or(machine.device_overhead);
     }
     Request {

@@ -17,7 +17,7 @@ pub const DECODE_ROWS: usize = 16;
 /// Splits a decode attention keeps in flight.
 pub const SPLITS_IN_FLIGHT: usize = 64;
 /// Workspace of a GPU's matrix products: what cuBLASLt's documentation advises for its largest devices.
-const GEMM_WORKSPACE: u64 = 32 * MIB;
+pub const GEMM_WORKSPACE: u64 = 32 * MIB;
 /// Steps that a GPU's host may be ahead of it: each has its own place for token ids.
 pub const STEPS_IN_FLIGHT: usize = 2;
 /// Copies that a streamed block of weights is cut into, so that KV tiles need not wait for all of it.

@@ -36,6 +36,7 @@ pub(crate) struct Kernels {
     swiglu: CUfunction,
     add_bias: CUfunction,
     random_weights: CUfunction,
+    synthetic_kv: CUfunction,
     delay: CUfunction,
     attention_prefill: CUfunction,
     attention_decode: CUfunction,
@@ -75,6 +76,7 @@ impl Kernels {
             swiglu: modules.function("swiglu", 0)?,
             add_bias: modules.function("add_bias", 0)?,
             random_weights: modules.function("random_weights", 0)?,
+            synthetic_kv: modules.function("synthetic_kv", 0)?,
             delay: modules.function("delay", 0)?,
             attention_prefill: prefer_shared(
                 modules.function("attention_prefill", tiling.shared_bytes(head_dim))?,

@@ -156,6 +156,11 @@ int cuMemsetD8_v2(address to, unsigned char value, size_t bytes) { CALL; memset(
 int cuMemHostRegister_v2(void *base, size_t bytes, unsigned flags) { CALL; return 0; }
 int cuMemHostUnregister(void *base) { CALL; return 0; }
 int cuMemHostGetDevicePointer_v2(address *at, void *base, unsigned flags) { CALL; *at = (address)base; return 0; }
+int cuMemcpyDtoDAsync_v2(address to, address from, size_t bytes, void *stream) {
+    CALL;
+    memcpy((void *)to, (void *)from, bytes);
+    return 0;
+}
 int cuMemcpyHtoD_v2(address to, const void *from, size_t bytes) { CALL; memcpy((void *)to, from, bytes); return 0; }
 int cuMemcpyDtoH_v2(void *to, address from, size_t bytes) { CALL; memcpy(to, (void *)from, bytes); return 0; }
 int cuMemcpyHtoDAsync_v2(address to, const void *from, size_t bytes, void *stream) {
