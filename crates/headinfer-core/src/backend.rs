@@ -61,8 +61,10 @@ pub trait Backend: Send {
     }
 
     /// Names all that its bits depend on besides model, ids and chunk: instruction set, device, libraries. K and V
-    /// are only exchanged between backends of one name.
-    fn numerics(&self) -> String;
+    /// are only exchanged between backends of one name; `None` exchanges them with none.
+    fn numerics(&self) -> Option<String> {
+        None
+    }
 
     /// What has been done since the backend was opened.
     fn stats(&self) -> Stats;

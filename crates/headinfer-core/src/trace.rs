@@ -50,10 +50,6 @@ impl Backend for Trace {
         Ok(&self.logits[..self.rows * self.plan.spec.vocab])
     }
 
-    fn numerics(&self) -> String {
-        "none".into()
-    }
-
     fn stats(&self) -> Stats {
         self.stats
     }

@@ -337,11 +337,12 @@ impl Backend for Cuda {
         self.guard(|this| this.write_pieces(plan.rows_from(rows, from)))
     }
 
-    fn numerics(&self) -> String {
+    fn numerics(&self) -> Option<String> {
         let DeviceInfo { name, sm, multiprocessors, driver, nvrtc, .. } = &self.context.info;
         // cuBLASLt chooses its kernels by version and device.
         let cublas = crate::gemm::version();
-        format!("cuda {name} {sm} {multiprocessors} driver {driver} nvrtc {nvrtc} cublaslt {cublas}")
+        let library = format!("driver {driver} nvrtc {nvrtc} cublaslt {cublas}");
+        Some(format!("cuda {name} {sm} {multiprocessors} {library}"))
     }
 
     fn stats(&self) -> Stats {

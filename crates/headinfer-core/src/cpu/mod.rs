@@ -166,10 +166,10 @@ impl Backend for Cpu {
     }
 
     /// The matrix products of a library choose their blocks by the processor's caches, so its model is part of it.
-    fn numerics(&self) -> String {
+    fn numerics(&self) -> Option<String> {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let line = |name| info.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-        format!("cpu {} {} {}", self.executor.isa.name(), line("model name"), line("cache size"))
+        Some(format!("cpu {} {} {}", self.executor.isa.name(), line("model name"), line("cache size")))
     }
 
     fn stats(&self) -> Stats {

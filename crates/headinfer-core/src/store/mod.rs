@@ -81,6 +81,9 @@ pub enum StoreError {
         /// Tokens of one file.
         tokens: usize,
     },
+    /// The backend does not say what its bits depend on.
+    #[error("this backend's KV cannot be stored")]
+    Backend,
     /// The system refused a thread.
     #[error("cannot start the thread of the session store")]
     Thread(#[source] io::Error),
@@ -153,7 +156,7 @@ impl Store {
     /// What follows `session`, whose model is `model`.
     ///
     /// # Errors
-    /// [`StoreError::TooSmall`] and [`StoreError::Shape`].
+    /// [`StoreError::TooSmall`], [`StoreError::Shape`] and [`StoreError::Backend`].
     pub fn trail(&self, model: &ModelDigest, session: &Session) -> Result<Trail, StoreError> {
         Trail::new(self, model, session)
     }

@@ -45,7 +45,8 @@ impl Trail {
         if need > have {
             return Err(StoreError::TooSmall { need: Bytes(need), have: Bytes(have), tokens: interval });
         }
-        let root = Key::root(model, &session.backend().numerics(), plan, interval);
+        let numerics = session.backend().numerics().ok_or(StoreError::Backend)?;
+        let root = Key::root(model, &numerics, plan, interval);
         let chain = Chain::new(root, interval);
         Ok(Self { store: store.clone(), shape, interval, chain, stored: 0, given: VecDeque::new(), lease: None })
     }
