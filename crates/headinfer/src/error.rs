@@ -9,6 +9,7 @@ use headinfer_core::engine::EngineError;
 use headinfer_core::model::ModelError;
 use headinfer_core::niah::NiahError;
 use headinfer_core::plan::PlanError;
+use headinfer_core::store::StoreError;
 use headinfer_core::text::TextError;
 use headinfer_core::text::chat::ChatError;
 
@@ -120,6 +121,9 @@ fn meaning(error: &anyhow::Error) -> (Exit, Option<String>) {
         if let Some(e) = cause.downcast_ref::<NiahError>() {
             return Some(niah_meaning(e));
         }
+        if let Some(e) = cause.downcast_ref::<StoreError>() {
+            return Some(store_meaning(e));
+        }
         if cause.is::<TextError>() || cause.is::<ChatError>() {
             return Some((Exit::Input, None));
         }
@@ -143,6 +147,20 @@ fn open_meaning(error: &OpenError) -> (Exit, Option<String>) {
         OpenError::Memory { .. } => (Exit::Failed, Some("give a smaller --host-memory or --context".into())),
         OpenError::Threads(_) => (Exit::Failed, Some("give fewer --threads".into())),
         OpenError::Weights(_) => (Exit::Input, None),
+    }
+}
+
+fn store_meaning(error: &StoreError) -> (Exit, Option<String>) {
+    match error {
+        StoreError::TooSmall { .. } => {
+            (Exit::Usage, Some("give a larger --cache-size, or a smaller --chunk".into()))
+        }
+        StoreError::Folder { .. } | StoreError::Shared { .. } => {
+            (Exit::Failed, Some("give another --cache-dir, or none".into()))
+        }
+        StoreError::Shape { .. } | StoreError::Backend | StoreError::Thread(_) => {
+            (Exit::Failed, Some("leave out --cache-dir".into()))
+        }
     }
 }
 

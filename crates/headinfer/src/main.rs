@@ -13,6 +13,7 @@ mod open;
 mod output;
 mod plot;
 mod progress;
+mod sessions;
 mod summary;
 mod tensors_out;
 

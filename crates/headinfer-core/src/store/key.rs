@@ -12,11 +12,12 @@ use crate::plan::Plan;
 pub struct Key(pub(super) [u8; 32]);
 
 impl Key {
-    /// The key of no tokens: model, arithmetic, chunk and interval. `numerics` names the backend's.
+    /// The key of no tokens: model, arithmetic, rows of the products, interval. `numerics` names the backend's.
     pub(super) fn root(model: &ModelDigest, numerics: &str, plan: &Plan, interval: usize) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("headinfer session store, root 1");
         hasher.update(model.as_bytes());
-        for number in [NUMERICS as usize, plan.knobs().chunk, interval, numerics.len()] {
+        let k = plan.knobs();
+        for number in [NUMERICS as usize, k.chunk, k.mlp_rows, interval, numerics.len()] {
             hasher.update(&(number as u64).to_le_bytes());
         }
         hasher.update(numerics.as_bytes()).update(env!("CARGO_PKG_VERSION").as_bytes());
@@ -76,6 +77,11 @@ impl Chain {
             self.ids.extend_from_slice(ids);
         }
         shared
+    }
+
+    /// The key of no tokens.
+    pub(super) fn root(&self) -> Key {
+        self.keys[0]
     }
 
     /// Whole intervals.

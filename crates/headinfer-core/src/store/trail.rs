@@ -63,11 +63,11 @@ impl Trail {
 
     /// How many of the first `ids` there are files for, going by names: what [`Trail::restore`] can give at most. The
     /// last id is never among them, for its logits are needed.
-    pub fn available(&mut self, ids: &[u32]) -> usize {
-        self.follow(&ids[..ids.len().saturating_sub(1)]);
-        let shared = &self.store.handle.shared;
-        let found = (0..self.chain.len()).take_while(|index| shared.has(&self.chain.link(*index)));
-        found.count() * self.interval
+    pub fn available(&self, ids: &[u32]) -> usize {
+        let mut chain = Chain::new(self.chain.root(), self.interval);
+        chain.follow(&ids[..ids.len().saturating_sub(1)]);
+        let found = |index: &usize| self.store.handle.shared.has(&chain.link(*index));
+        (0..chain.len()).take_while(found).count() * self.interval
     }
 
     /// Brings the next interval of `ids` into the session; whether there was one. Where the session's clean tokens

@@ -114,7 +114,9 @@ fn a_damaged_file_costs_its_tokens_and_one_warning_and_never_an_answer() {
     for round in 0..240 {
         let dir = folder();
         let copies: Vec<PathBuf> = order.iter().map(|name| dir.path().join(name)).collect();
-        order.iter().zip(&copies).for_each(|(name, to)| drop(fs::copy(sound.path().join(name), to).unwrap()));
+        for (name, to) in order.iter().zip(&copies) {
+            fs::copy(sound.path().join(name), to).unwrap();
+        }
         let (first, what) = damage(&mut draw, &copies, &foreign);
         kinds.insert(what);
         let store = Store::open(dir.path(), &options(&case)).unwrap();
