@@ -39,7 +39,9 @@ impl Keeper {
         let tokens = self.trail.restore(session, ids, &mut |_| interrupt::flow())?;
         let (total, folder) = (ids.len(), self.folder.display());
         let seconds = begun.elapsed().as_secs_f64();
-        output::remark(&format!("restored {tokens} of {total} prompt tokens from {folder} in {seconds:.2} s"));
+        output::remark(&format!(
+            "restored {tokens} of {total} prompt tokens from {folder} in {seconds:.2} s"
+        ));
         Ok(tokens)
     }
 

@@ -113,7 +113,9 @@ impl Folder {
             match lock.try_lock() {
                 Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
                 // A file system without locks: renames alone must do.
-                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => return Ok(lock),
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                    return Ok(lock);
+                }
                 Err(TryLockError::Error(error)) => return Err(error),
                 Ok(()) => return Ok(lock),
             }
@@ -287,7 +289,9 @@ fn leased(file: &File) -> Option<String> {
 
 /// Parent and key in a file's name; `None` for a file that is not the store's.
 fn stored_name(name: &str) -> Option<(&str, &str)> {
-    name.strip_suffix(".kv")?.split_once('-').filter(|(parent, key)| is_short_key(parent) && is_short_key(key))
+    name.strip_suffix(".kv")?
+        .split_once('-')
+        .filter(|(parent, key)| is_short_key(parent) && is_short_key(key))
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -213,7 +213,11 @@ mod tests {
     fn sample(layers: usize, kv_heads: usize, head_dim: usize, tokens: usize) -> Vec<u8> {
         let shape = Shape::new(layers, kv_heads, head_dim, tokens).unwrap();
         let mut file = vec![0xee; shape.file_bytes()];
-        shape.data_mut(&mut file).iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * 7 + i / 251) as u8);
+        shape
+            .data_mut(&mut file)
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, byte)| *byte = (i * 7 + i / 251) as u8);
         let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 77_777).collect();
         let link = Link { root: Key([1; 32]), parent: Key([2; 32]), key: Key([3; 32]), index: 9 };
         seal(&mut file, &shape, &link, &ids);

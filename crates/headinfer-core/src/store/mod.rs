@@ -30,8 +30,8 @@ use folder::{Folder, NOTE_BYTES};
 pub use key::{Key, Link};
 use trail::Handle;
 pub use trail::{Kept, Trail};
-use writer::Shared;
 pub use writer::BUFFERS;
+use writer::Shared;
 
 /// How much is kept, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,7 @@ pub struct StoreOptions {
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { bytes_max: 64 * GIB, interval_min: 1024 }
+        Self { bytes_max: 64 * GIB, interval_min: 512 }
     }
 }
 

@@ -48,7 +48,15 @@ impl Trail {
         let numerics = session.backend().numerics().ok_or(StoreError::Backend)?;
         let root = Key::root(model, &numerics, plan, interval);
         let chain = Chain::new(root, interval);
-        Ok(Self { store: store.clone(), shape, interval, chain, stored: 0, given: VecDeque::new(), lease: None })
+        Ok(Self {
+            store: store.clone(),
+            shape,
+            interval,
+            chain,
+            stored: 0,
+            given: VecDeque::new(),
+            lease: None,
+        })
     }
 
     /// Tokens of one file: whole chunks. Fewer than this are lost when a process dies and the disk has kept up.
@@ -239,8 +247,8 @@ impl Trail {
 impl Store {
     fn give(&self, job: Job) {
         self.handle.shared.job_given();
-        let given = self.handle.jobs.as_ref().map(|jobs| jobs.send(job));
-        assert!(matches!(given, Some(Ok(()))), "the writer lives as long as its store");
+        let given = self.handle.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        assert!(given, "the writer lives as long as its store");
     }
 }
 

@@ -286,7 +286,10 @@ fn two_writers_at_once_do_each_other_no_harm() {
     for text in &texts {
         let mut session = plain(text);
         let mut trail = trail(&store, text, &session);
-        assert_eq!(restore(&mut session, &mut trail, &text.ids), (text.ids.len() - 1) / text.chunk * text.chunk);
+        assert_eq!(
+            restore(&mut session, &mut trail, &text.ids),
+            (text.ids.len() - 1) / text.chunk * text.chunk
+        );
         assert!(walk(&mut session, text) == walk(&mut plain(text), text));
     }
     let names = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name());
@@ -323,7 +326,8 @@ fn a_store_too_small_for_one_interval_is_refused() {
 #[test]
 fn the_digest_of_files_is_kept_and_a_damaged_note_is_not_believed() {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
-    let model = std::fs::read_dir(model).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).min().unwrap();
+    let model =
+        std::fs::read_dir(model).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).min().unwrap();
     let spec = load_config(&model).unwrap();
     let weights = Arc::new(Weights::load(&model, &spec).unwrap());
     let dir = folder();

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use headinfer_core::store::Store;
 
 use crate::placement::{Case, cases};
-use crate::store::{fill, files, folder, options, plain, prefill, restore, trail, walk};
+use crate::store::{files, fill, folder, options, plain, prefill, restore, trail, walk};
 use crate::support::Draw;
 
 /// Names the folder for [`a_child_stores_until_it_is_killed`].

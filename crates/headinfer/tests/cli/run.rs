@@ -167,11 +167,14 @@ fn a_kept_prefill_is_restored_by_another_process_under_another_placement() {
     let (_, fresh) = with(&["--placement", "offload"], &text);
     assert_eq!(fresh["restored_tokens"], 0);
     let (again, restored) = with(&["--placement", "resident"], &text);
-    assert_eq!((&restored["restored_tokens"], &restored["logits_hash"]), (&2048.into(), &fresh["logits_hash"]));
-    assert!(again.stderr.contains("restored 2048 of ") && again.stderr.contains("kept 2048 tokens in "));
+    assert_eq!(
+        (&restored["restored_tokens"], &restored["logits_hash"]),
+        (&2560.into(), &fresh["logits_hash"])
+    );
+    assert!(again.stderr.contains("restored 2560 of ") && again.stderr.contains("kept 2560 tokens in "));
     // Another question at the same text, and a damaged file.
     let other = long_prompt(2600) + &word(RETRIEVAL.key(9));
-    assert_eq!(with(&[], &other).1["restored_tokens"], 2048);
+    assert_eq!(with(&[], &other).1["restored_tokens"], 2560);
     let stored = fs::read_dir(&cache).unwrap().map(|e| e.unwrap().path());
     for path in stored.filter(|path| path.extension().is_some_and(|e| e == "kv")) {
         let bytes = fs::read(&path).unwrap();
