@@ -1,17 +1,22 @@
 //! The session store when things go wrong: damaged files, sudden deaths, disks that are full or cannot be written.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
-use headinfer_core::store::Store;
+use headinfer_core::engine::Session;
+use headinfer_core::model::random::random_weights;
+use headinfer_core::store::{Store, StoreOptions};
 
 use crate::placement::{Case, cases};
+use crate::run::logits;
 use crate::store::{files, fill, folder, options, plain, prefill, restore, trail, walk};
-use crate::support::Draw;
+use crate::support::{Draw, tiny};
 
-/// Names the folder for [`a_child_stores_until_it_is_killed`].
+/// Names the folder and the first text for [`a_child_stores_until_it_is_killed`].
 const CHILD: &str = "HEADINFER_TEST_STORE";
 
 fn case() -> Case {
@@ -110,7 +115,7 @@ fn a_damaged_file_costs_its_tokens_and_one_warning_and_never_an_answer() {
     let order: Vec<_> = in_order(sound.path()).iter().map(|p| p.file_name().unwrap().to_owned()).collect();
     let whole = (case.ids.len() - 1) / case.chunk;
     let mut draw = Draw(31);
-    let mut kinds = std::collections::BTreeSet::new();
+    let mut kinds = BTreeSet::new();
     for round in 0..240 {
         let dir = folder();
         let copies: Vec<PathBuf> = order.iter().map(|name| dir.path().join(name)).collect();
@@ -152,71 +157,98 @@ fn what_was_damaged_is_written_anew() {
     assert_eq!(fs::read(&order[1]).unwrap(), bytes, "the same tokens make the same file");
 }
 
+/// A model whose files take several writes each, so that a death can fall between two.
+fn heavy(seed: usize) -> Case {
+    let spec = tiny(4, 8, 8, 128);
+    let weights = Arc::new(random_weights(&spec, 3));
+    let ids = (0..1100).map(|i| ((i * i + seed) % spec.vocab) as u32).collect();
+    Case { spec, weights, ids, chunk: 512 }
+}
+
+/// Room for about ten files: older ones go while new ones come.
+fn tight(case: &Case) -> StoreOptions {
+    StoreOptions { bytes_max: 96 << 20, ..options(case) }
+}
+
 /// Not a test of its own: what the next one kills.
 #[test]
 fn a_child_stores_until_it_is_killed() {
     let Ok(folder) = std::env::var(CHILD) else { return };
-    let case = case();
-    let store = Store::open(Path::new(&folder), &options(&case)).unwrap();
+    let (folder, first) = folder.rsplit_once(' ').unwrap();
+    let case = heavy(0);
+    let store = Store::open(Path::new(folder), &tight(&case)).unwrap();
     let mut session = plain(&case);
     let mut trail = trail(&store, &case, &session);
-    for seed in 0.. {
+    for seed in first.parse().unwrap().. {
         session.rewind(0);
-        let ids = text(&case, seed);
+        let ids = heavy(seed).ids;
         let restored = restore(&mut session, &mut trail, &ids);
         prefill(&mut session, &mut trail, &ids[restored..]);
     }
 }
 
-fn text(case: &Case, seed: usize) -> Vec<u32> {
-    case.ids.iter().map(|id| (id + seed as u32 / 2) % 97).collect()
+/// Lets a child work on texts from `first` on and kills it in the midst of it, some new files later.
+fn kill_a_child(dir: &Path, first: usize, known: &mut BTreeSet<PathBuf>, draw: &mut Draw) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "store_faults::a_child_stores_until_it_is_killed", "--nocapture"])
+        .env(CHILD, format!("{} {first}", dir.display()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let partial = || {
+        let names = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name());
+        names.into_iter().any(|name| name.to_string_lossy().ends_with("partial"))
+    };
+    let enough = known.len() + draw.below(3);
+    while known.len() < enough || !partial() {
+        known.extend(files(dir));
+        assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
+    }
+    (0..draw.below(3_000_000)).for_each(|_| std::hint::spin_loop());
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
 fn death_at_any_moment_leaves_sound_prefixes_only() {
-    let case = case();
     let dir = folder();
     let mut draw = Draw(41);
-    let (mut seen, mut partial) = (0, 0);
-    for round in 0..50 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "store_faults::a_child_stores_until_it_is_killed", "--nocapture"])
-            .env(CHILD, dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        // Somewhere between two files, or within one.
-        let more = seen + draw.below(5);
-        while files(dir.path()).len() < more {
-            assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
-        }
-        (0..draw.below(400_000)).for_each(|_| std::hint::spin_loop());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        partial += names.iter().filter(|name| name.to_string_lossy().ends_with("partial")).count();
-        seen = files(dir.path()).len();
-        let store = Store::open(dir.path(), &options(&case)).unwrap();
-        let mut found = 0;
-        for seed in (0..).step_by(2) {
-            let text = Case { ids: text(&case, seed), ..self::case() };
-            let mut session = plain(&text);
-            let mut trail = trail(&store, &text, &session);
-            let restored = restore(&mut session, &mut trail, &text.ids);
-            found += restored / case.chunk;
-            if restored < (text.ids.len() - 1) / case.chunk * case.chunk {
-                if round % 5 == 0 {
-                    assert!(walk(&mut session, &text) == walk(&mut plain(&text), &text));
-                }
+    let (mut known, mut first, mut checked) = (BTreeSet::new(), 0, 0);
+    for _ in 0..50 {
+        kill_a_child(dir.path(), first, &mut known, &mut draw);
+        let case = heavy(first);
+        let store = Store::open(dir.path(), &tight(&case)).unwrap();
+        // The text that the last death cut short, and those begun since.
+        for seed in first.. {
+            let case = heavy(seed);
+            let mut session = plain(&case);
+            let mut trail = trail(&store, &case, &session);
+            let restored = restore(&mut session, &mut trail, &case.ids);
+            assert_eq!((restored, store.stats().warnings), (trail.available(&case.ids), 0));
+            if restored > 0 {
+                assert!(kv(&mut session, restored) == fresh_kv(&case, restored), "text {seed}");
+                checked += 1;
+            }
+            if restored < 1024 {
+                first = seed;
                 break;
             }
         }
-        let ends = usize::from(case.ids.len().is_multiple_of(case.chunk)) * seen;
-        assert!(found + ends >= seen, "{seen} files, and only {found} intervals come back");
-        assert_eq!(store.stats().warnings, 0);
     }
-    eprintln!("{seen} files survived 50 deaths, {partial} times one was half written");
+    eprintln!("{} files were finished and {checked} prefixes came back over 50 deaths", known.len());
+}
+
+fn kv(session: &mut Session, rows: usize) -> Vec<u8> {
+    let mut kv = vec![0; rows * session.plan().kv_bytes_per_token() as usize];
+    session.read_rows(0..rows, &mut kv).unwrap();
+    kv
+}
+
+fn fresh_kv(case: &Case, rows: usize) -> Vec<u8> {
+    let mut session = plain(case);
+    logits(&mut session, &case.ids[..rows], 1);
+    kv(&mut session, rows)
 }
 
 #[test]
