@@ -1,10 +1,15 @@
 //! What executes schedules: the seam between the engine and a device.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::plan::{Lane, Schedule};
+
+/// The arithmetic of all backends: raised when a change of it changes a bit of K or V, so that what an older build
+/// stored is not continued by a newer one.
+pub const NUMERICS: u32 = 1;
 
 /// Executes the steps of one plan. Opening a backend allocates all it will ever use.
 pub trait Backend: Send {
@@ -28,6 +33,37 @@ pub trait Backend: Send {
     fn fill_past(&mut self, rows: usize, seed: u64) -> Result<(), BackendError> {
         let _ = seed;
         Err(BackendError(format!("this backend cannot make a synthetic past of {rows} tokens")))
+    }
+
+    /// Copies K and V of the tokens `rows` to `to`, bf16 `[layer][kv_head][K | V][rows, head_dim]`, wherever the plan
+    /// keeps them; waits for the steps so far.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the device failed, or cannot do this.
+    ///
+    /// # Panics
+    /// When the rows exceed the context, or `to` has another size.
+    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
+        let _ = to;
+        Err(BackendError(format!("this backend cannot give away the KV of tokens {rows:?}")))
+    }
+
+    /// The other way: K and V of the tokens `rows` become `from`. Steps after it see them.
+    ///
+    /// # Errors
+    /// As [`Backend::read_rows`].
+    ///
+    /// # Panics
+    /// As [`Backend::read_rows`].
+    fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
+        let _ = from;
+        Err(BackendError(format!("this backend cannot take over the KV of tokens {rows:?}")))
+    }
+
+    /// Names all that its bits depend on besides model, ids and chunk: instruction set, device, libraries. K and V
+    /// are only exchanged between backends of one name; `None` exchanges them with none.
+    fn numerics(&self) -> Option<String> {
+        None
     }
 
     /// What has been done since the backend was opened.

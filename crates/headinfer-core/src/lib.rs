@@ -13,6 +13,7 @@ pub mod model;
 pub mod niah;
 pub mod plan;
 pub mod simulate;
+pub mod store;
 pub mod text;
 pub mod trace;
 pub mod units;

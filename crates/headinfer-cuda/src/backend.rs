@@ -1,5 +1,6 @@
 //! The backend: puts a schedule's commands on three streams in the schedule's order, with its events and no others.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use headinfer_core::plan::{
     Command, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
 };
 use headinfer_core::units::Bytes;
+use rayon::prelude::*;
 
 use crate::OpenError;
 use crate::arena::{DeviceArena, Memories};
@@ -187,6 +189,30 @@ impl Cuda {
         // SAFETY: as in `read`.
         unsafe { cudarc::driver::result::memcpy_htod_sync(memories.pointer(span), bytes) }
             .named("cuMemcpyHtoD")
+    }
+
+    fn read_pieces(&self, pieces: Vec<(Span, &mut [u8])>) -> Result<(), CudaError> {
+        self.finish()?;
+        let memories = &self.executor.memories;
+        let (host, device): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|p| p.0.memory == Memory::Host);
+        host.into_par_iter().for_each(|(span, to)| to.copy_from_slice(memories.host::<u8>(span)));
+        device.into_iter().try_for_each(|(span, to)| {
+            // SAFETY: the range is inside the arena, as `pointer` asserts, and `to` is as long.
+            unsafe { cudarc::driver::result::memcpy_dtoh_sync(to, memories.pointer(span)) }
+                .named("cuMemcpyDtoH")
+        })
+    }
+
+    fn write_pieces(&self, pieces: Vec<(Span, &[u8])>) -> Result<(), CudaError> {
+        self.finish()?;
+        let memories = &self.executor.memories;
+        let (host, device): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|p| p.0.memory == Memory::Host);
+        host.into_par_iter().for_each(|(span, from)| memories.host::<u8>(span).copy_from_slice(from));
+        device.into_iter().try_for_each(|(span, from)| {
+            // SAFETY: as in `read_pieces`.
+            unsafe { cudarc::driver::result::memcpy_htod_sync(memories.pointer(span), from) }
+                .named("cuMemcpyHtoD")
+        })
     }
 
     fn finish(&self) -> Result<(), CudaError> {
@@ -375,6 +401,24 @@ impl Backend for Cuda {
             past::fill(&this.executor, rows, seed, this.lanes[0].raw())?;
             this.finish()
         })
+    }
+
+    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
+        let plan = self.executor.plan.clone();
+        self.guard(|this| this.read_pieces(plan.rows_into(rows, to)))
+    }
+
+    fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
+        let plan = self.executor.plan.clone();
+        self.guard(|this| this.write_pieces(plan.rows_from(rows, from)))
+    }
+
+    fn numerics(&self) -> Option<String> {
+        let DeviceInfo { name, sm, multiprocessors, driver, nvrtc, .. } = &self.context.info;
+        // cuBLASLt chooses its kernels by version and device.
+        let cublas = crate::gemm::version();
+        let library = format!("driver {driver} nvrtc {nvrtc} cublaslt {cublas}");
+        Some(format!("cuda {name} {sm} {multiprocessors} {library}"))
     }
 
     fn stats(&self) -> Stats {

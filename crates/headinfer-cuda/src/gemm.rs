@@ -20,6 +20,12 @@ use crate::error::{CudaError, Named};
 /// Shapes kept; a session meets a few dozen.
 const SHAPES_MAX: usize = 1024;
 
+/// Version of cuBLASLt, as it counts: 130000 for 13.0.0.
+pub(crate) fn version() -> usize {
+    // SAFETY: returns a constant of the library, which `Context::open` found.
+    unsafe { sys::cublasLtGetVersion() }
+}
+
 /// What a product does, apart from where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Shape {

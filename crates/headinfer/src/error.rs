@@ -9,6 +9,7 @@ use headinfer_core::engine::EngineError;
 use headinfer_core::model::ModelError;
 use headinfer_core::niah::NiahError;
 use headinfer_core::plan::PlanError;
+use headinfer_core::store::StoreError;
 use headinfer_core::text::TextError;
 use headinfer_core::text::chat::ChatError;
 use headinfer_core::units::{Bytes, MIB};
@@ -127,6 +128,9 @@ fn meaning(error: &anyhow::Error) -> (Exit, Option<String>) {
         if let Some(e) = cause.downcast_ref::<NiahError>() {
             return Some(niah_meaning(e));
         }
+        if let Some(e) = cause.downcast_ref::<StoreError>() {
+            return Some(store_meaning(e));
+        }
         if cause.is::<TextError>() || cause.is::<ChatError>() {
             return Some((Exit::Input, None));
         }
@@ -185,6 +189,20 @@ fn unpinned(need: Bytes, limit: Option<u64>) -> String {
             "{LESS_HOST_MEMORY}: `ulimit -l` allows this much, so the system has no more pages to pin, or its \
              driver is limited (WSL pins half of the memory)"
         ),
+    }
+}
+
+fn store_meaning(error: &StoreError) -> (Exit, Option<String>) {
+    match error {
+        StoreError::TooSmall { .. } => {
+            (Exit::Usage, Some("give a larger --cache-size, or a smaller --chunk".into()))
+        }
+        StoreError::Folder { .. } | StoreError::Shared { .. } => {
+            (Exit::Failed, Some("give another --cache-dir, or none".into()))
+        }
+        StoreError::Shape { .. } | StoreError::Backend | StoreError::Thread(_) => {
+            (Exit::Failed, Some("leave out --cache-dir".into()))
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod open;
 mod output;
 mod plot;
 mod progress;
+mod sessions;
 mod summary;
 mod tensors_out;
 

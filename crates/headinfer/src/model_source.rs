@@ -9,7 +9,8 @@ use headinfer_core::model::known::{known_names, known_shape};
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::retrieval::{Retrieval, retrieval_spec, retrieval_weights};
 use headinfer_core::model::spec::ModelSpec;
-use headinfer_core::model::{Weights, config};
+use headinfer_core::model::{ModelDigest, Weights, config};
+use headinfer_core::store::Store;
 use headinfer_core::text::Tokenizer;
 use headinfer_core::units::Bytes;
 
@@ -152,6 +153,18 @@ impl Model {
         match self.source {
             ModelSource::Random(_, seed) => Some(seed),
             ModelSource::Checkpoint(_) | ModelSource::Retrieval(_) => None,
+        }
+    }
+
+    /// What tells it from every other model. Of a checkpoint every weight is read, unless `store` knows its files.
+    ///
+    /// # Errors
+    /// As [`Model::weights`].
+    pub(crate) fn digest(&self, store: &Store) -> Result<ModelDigest> {
+        match self.source {
+            ModelSource::Checkpoint(_) => Ok(store.digest(&self.spec, self.weights()?.as_ref())),
+            ModelSource::Random(_, seed) => Ok(ModelDigest::of_law(&self.spec, "random", seed)),
+            ModelSource::Retrieval(_) => Ok(ModelDigest::of_law(&self.spec, "retrieval", 0)),
         }
     }
 

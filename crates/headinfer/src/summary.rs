@@ -11,6 +11,8 @@ use serde::Serialize;
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Summary {
     pub(crate) prompt_tokens: usize,
+    /// Of the prompt, brought back from the session store instead of computed.
+    pub(crate) restored_tokens: usize,
     pub(crate) prefill_s: f64,
     pub(crate) prefill_tokens_per_s: f64,
     pub(crate) new_tokens: usize,
@@ -35,6 +37,8 @@ pub(crate) struct Summary {
 pub(crate) struct Phase {
     /// Tokens taken in (prefill) or given out (decode).
     pub(crate) tokens: usize,
+    /// Tokens before those, brought back from the session store.
+    pub(crate) restored: usize,
     /// Time.
     pub(crate) time: Duration,
     /// Totals of the backend at the end.
@@ -50,7 +54,8 @@ impl Summary {
         let read = of(stats, [Lane::Compute, Lane::Host]) - of(&prefill.stats, [Lane::Compute, Lane::Host]);
         let (prefill_s, decode_s) = (prefill.time.as_secs_f64(), decode.time.as_secs_f64());
         Self {
-            prompt_tokens: prefill.tokens,
+            prompt_tokens: prefill.restored + prefill.tokens,
+            restored_tokens: prefill.restored,
             prefill_s,
             prefill_tokens_per_s: rate(prefill.tokens as f64, prefill_s),
             new_tokens: decode.tokens,
@@ -74,8 +79,12 @@ impl Summary {
             0.0 => "nothing copied, so no overlap".to_owned(),
             rate => format!("link {rate:.1} GB/s, overlap {:.0} %", 100.0 * self.copy_hidden_fraction),
         };
+        let restored = match self.restored_tokens {
+            0 => String::new(),
+            tokens => format!(", {tokens} of them restored"),
+        };
         format!(
-            "{} prompt tokens, {:.1} tok/s | {} new, {:.1} tok/s, {:.1} GB/s | {link} | peak device {} \
+            "{} prompt tokens{restored}, {:.1} tok/s | {} new, {:.1} tok/s, {:.1} GB/s | {link} | peak device {} \
              of {} planned, host {} of {} planned | logits {}",
             self.prompt_tokens,
             self.prefill_tokens_per_s,

@@ -1,6 +1,9 @@
 //! One command on the CPU: its ranges are borrowed from the arenas, then a kernel runs over them.
 
+use std::ops::Range;
 use std::sync::Arc;
+
+use rayon::prelude::*;
 
 use super::heads::{HeadNorm, Projected};
 use super::kernels::{self, Geometry, HeadTask, Isa, KvRows, StateMut, WeightMatrix};
@@ -10,7 +13,8 @@ use crate::model::spec::{LayerTensor, TensorId};
 use crate::model::synthetic::{Half, SyntheticKv};
 use crate::model::weights::{TensorView, Weights};
 use crate::plan::{
-    DECODE_ROWS, Heads, NormKind, Op, Part, Plan, Role, SPLIT, Step, WeightBlock, WeightPlace,
+    Access, DECODE_ROWS, Heads, NormKind, Op, Operands, Part, Plan, Role, SPLIT, Span, Step, WeightBlock,
+    WeightPlace,
 };
 
 pub(super) struct Executor {
@@ -18,7 +22,14 @@ pub(super) struct Executor {
     pub(super) memories: Memories,
     weights: Arc<Weights>,
     pool: rayon::ThreadPool,
-    isa: Isa,
+    pub(super) isa: Isa,
+}
+
+/// One piece of a head's K or V.
+fn one_span(access: Access, span: Span) -> Operands {
+    let mut operands = Operands::default();
+    operands.push(Role::Key, access, span);
+    operands
 }
 
 impl Executor {
@@ -83,6 +94,28 @@ impl Executor {
                 }
             }
         }
+    }
+
+    /// K and V of `rows` from where the plan keeps them to their canonical form.
+    pub(super) fn read_rows(&self, rows: Range<usize>, to: &mut [u8]) {
+        let pieces = self.plan.rows_into(rows, to);
+        self.pool.install(|| {
+            pieces.into_par_iter().for_each(|(span, to)| {
+                let grant = self.memories.grant(one_span(Access::Read, span));
+                to.copy_from_slice(grant.read(Role::Key, 0));
+            });
+        });
+    }
+
+    /// K and V of `rows` from their canonical form to where the plan keeps them.
+    pub(super) fn write_rows(&self, rows: Range<usize>, from: &[u8]) {
+        let pieces = self.plan.rows_from(rows, from);
+        self.pool.install(|| {
+            pieces.into_par_iter().for_each(|(span, from)| {
+                let grant = self.memories.grant(one_span(Access::Write, span));
+                grant.write(Role::Key, 0).copy_from_slice(from);
+            });
+        });
     }
 
     fn copy_resident_weights(&self) -> Result<(), OpenError> {

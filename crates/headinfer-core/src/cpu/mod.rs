@@ -7,6 +7,7 @@ pub mod kernels;
 mod lanes;
 pub mod measure;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -152,6 +153,23 @@ impl Backend for Cpu {
     fn fill_past(&mut self, rows: usize, seed: u64) -> Result<(), BackendError> {
         self.executor.fill_past(rows, seed);
         Ok(())
+    }
+
+    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
+        self.executor.read_rows(rows, to);
+        Ok(())
+    }
+
+    fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
+        self.executor.write_rows(rows, from);
+        Ok(())
+    }
+
+    /// The matrix products of a library choose their blocks by the processor's caches, so its model is part of it.
+    fn numerics(&self) -> Option<String> {
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let line = |name| info.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        Some(format!("cpu {} {} {}", self.executor.isa.name(), line("model name"), line("cache size")))
     }
 
     fn stats(&self) -> Stats {

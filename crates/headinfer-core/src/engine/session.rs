@@ -1,6 +1,6 @@
 //! One sequence of tokens and its KV cache.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,12 +82,13 @@ pub struct Session {
     plan: Arc<Plan>,
     backend: Box<dyn Backend>,
     tokens: Vec<u32>,
+    clean: usize,
 }
 
 impl Session {
     /// An empty sequence on a backend opened for `plan`.
     pub fn new(plan: Arc<Plan>, backend: Box<dyn Backend>) -> Self {
-        Self { plan, backend, tokens: Vec::new() }
+        Self { plan, backend, tokens: Vec::new(), clean: 0 }
     }
 
     /// The plan it runs under.
@@ -110,9 +111,49 @@ impl Session {
         &self.tokens
     }
 
+    /// How many tokens at the front were taken in by whole chunks from the first on: a multiple of the chunk. Their K
+    /// and V have the bits that a fresh prefill of any text beginning with them would give; rows of shorter steps
+    /// may differ from those by rounding.
+    pub fn clean(&self) -> usize {
+        self.clean
+    }
+
     /// Forgets all tokens after the first `len`; their rows are overwritten by what comes next.
     pub fn rewind(&mut self, len: usize) {
         self.tokens.truncate(len);
+        let chunk = self.plan.knobs().chunk;
+        self.clean = self.clean.min(len / chunk * chunk);
+    }
+
+    /// Copies K and V of the tokens `rows` to `to`, bf16 `[layer][kv_head][K | V][rows, head_dim]`: a form that any
+    /// placement can take over.
+    ///
+    /// # Errors
+    /// [`EngineError::Backend`].
+    ///
+    /// # Panics
+    /// When there are no such tokens, or `to` has another size.
+    pub fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), EngineError> {
+        assert!(rows.end <= self.tokens.len(), "rows {rows:?} of {} tokens", self.tokens.len());
+        Ok(self.backend.read_rows(rows, to)?)
+    }
+
+    /// Takes in `ids` by their K and V, `kv` as [`Session::read_rows`] gave them, instead of computing these. All
+    /// tokens so far must be clean and so are these after.
+    ///
+    /// # Errors
+    /// As [`Session::step`].
+    ///
+    /// # Panics
+    /// When the tokens are not clean, the ids no whole number of chunks, or `kv` has another size.
+    pub fn adopt(&mut self, ids: &[u32], kv: &[u8]) -> Result<(), EngineError> {
+        self.check(ids)?;
+        let (past, chunk) = (self.tokens.len(), self.plan.knobs().chunk);
+        assert!(self.clean == past && ids.len().is_multiple_of(chunk), "only whole chunks are taken over");
+        self.backend.write_rows(past..past + ids.len(), kv)?;
+        self.tokens.extend_from_slice(ids);
+        self.clean = self.tokens.len();
+        Ok(())
     }
 
     /// Replaces all that is stored by a synthetic past of `past` tokens, id 0 each: for measurements at depth.
@@ -126,6 +167,7 @@ impl Session {
         }
         self.backend.fill_past(past, seed)?;
         self.tokens = vec![0; past];
+        self.clean = 0;
         Ok(())
     }
 
@@ -152,7 +194,20 @@ impl Session {
         ids: &[u32],
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<&[f32], EngineError> {
-        self.score(ids, 1, progress, &mut |_, _| {})?;
+        self.prefill_with(ids, &mut |_, done| progress(done))
+    }
+
+    /// As [`Session::prefill`], and `between` is also given the session after each chunk, to look at or to save: it
+    /// must not change its tokens.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn prefill_with(
+        &mut self,
+        ids: &[u32],
+        between: &mut dyn FnMut(&mut Session, Progress) -> ControlFlow<()>,
+    ) -> Result<&[f32], EngineError> {
+        self.take_in(ids, 1, between, &mut |_, _| {})?;
         Ok(self.backend.logits()?)
     }
 
@@ -166,6 +221,16 @@ impl Session {
         ids: &[u32],
         rows: usize,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.take_in(ids, rows, &mut |_, done| progress(done), sink)
+    }
+
+    fn take_in(
+        &mut self,
+        ids: &[u32],
+        rows: usize,
+        between: &mut dyn FnMut(&mut Session, Progress) -> ControlFlow<()>,
         sink: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), EngineError> {
         self.check(ids)?;
@@ -182,7 +247,7 @@ impl Session {
             }
             let elapsed = begun.elapsed();
             let remaining = self.remaining(start, done, total, elapsed);
-            let stop = progress(Progress { done, total, elapsed, remaining }).is_break();
+            let stop = between(self, Progress { done, total, elapsed, remaining }).is_break();
             if stop && done < total {
                 return Err(EngineError::Cancelled { done, total });
             }
@@ -227,6 +292,9 @@ impl Session {
         let step = Step { past: self.tokens.len(), rows: ids.len(), logit_rows };
         self.backend.submit(&self.plan.schedule(step), ids)?;
         self.tokens.extend_from_slice(ids);
+        if step.past == self.clean && step.rows == self.plan.knobs().chunk {
+            self.clean += step.rows;
+        }
         Ok(())
     }
 

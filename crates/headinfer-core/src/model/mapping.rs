@@ -2,15 +2,31 @@
 //!
 //! The one place where the model room meets memory that another process could change.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Deref;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::model::error::ModelError;
 
 /// The bytes of a file, paged in by the system on first touch.
 #[derive(Debug)]
-pub(crate) struct Mapping(memmap2::Mmap);
+pub(crate) struct Mapping {
+    map: memmap2::Mmap,
+    identity: FileIdentity,
+}
+
+/// What tells one state of a file from another without reading it; times in nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileIdentity {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) bytes: u64,
+    /// Of the content.
+    pub(crate) modified_ns: i128,
+    /// Of anything, set by the system alone.
+    pub(crate) changed_ns: i128,
+}
 
 impl Mapping {
     /// Maps a regular file.
@@ -21,7 +37,26 @@ impl Mapping {
             return Err(ModelError::file(path, "is not a file"));
         }
         let file = File::open(path).map_err(read)?;
-        map(&file).map(Mapping).map_err(read)
+        let identity = FileIdentity::of(&file.metadata().map_err(read)?);
+        Ok(Mapping { map: map(&file).map_err(read)?, identity })
+    }
+
+    /// Of the file when it was opened, before a byte of it was read.
+    pub(crate) fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+}
+
+impl FileIdentity {
+    fn of(file: &Metadata) -> Self {
+        let ns = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+        Self {
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.size(),
+            modified_ns: ns(file.mtime(), file.mtime_nsec()),
+            changed_ns: ns(file.ctime(), file.ctime_nsec()),
+        }
     }
 }
 
@@ -38,6 +73,6 @@ impl Deref for Mapping {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.map
     }
 }

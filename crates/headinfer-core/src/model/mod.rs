@@ -4,6 +4,7 @@
 
 pub mod config;
 mod config_rope;
+pub mod digest;
 pub mod error;
 pub mod hub;
 pub(crate) mod json;
@@ -20,5 +21,6 @@ pub mod weights;
 mod weights_files;
 pub mod write;
 
+pub use digest::ModelDigest;
 pub use error::ModelError;
 pub use weights::{TensorView, Weights};

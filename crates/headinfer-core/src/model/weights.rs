@@ -4,12 +4,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rayon::prelude::*;
 
 use crate::dtype::DType;
 use crate::model::error::ModelError;
-use crate::model::mapping::Mapping;
+use crate::model::mapping::{FileIdentity, Mapping};
 use crate::model::names::checkpoint_name;
 use crate::model::spec::{ModelSpec, TensorId};
 use crate::model::weights_files;
@@ -135,6 +136,20 @@ impl Weights {
         let stored = self.tensors.get(&id).expect("the spec of these weights lists the tensor");
         let [rows, cols] = stored.shape;
         TensorView { dtype: stored.dtype, rows, cols, bytes: stored.data.bytes(&self.files) }
+    }
+
+    /// What the files were when they were opened; empty for weights that came from no file.
+    pub(crate) fn file_identities(&self) -> Vec<FileIdentity> {
+        self.files.iter().map(Mapping::identity).collect()
+    }
+
+    /// Whether they came from files that have not changed for a while: a change within the system's clock tick leaves a
+    /// file's times as they were.
+    pub(crate) fn are_settled_files(&self) -> bool {
+        const WHILE_NS: i128 = 2_000_000_000;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
+        let settled = |file: FileIdentity| file.modified_ns.max(file.changed_ns) + WHILE_NS < now;
+        !self.files.is_empty() && self.file_identities().into_iter().all(settled)
     }
 
     /// Bytes of all tensors of the spec.

@@ -7,6 +7,7 @@
 mod choose;
 pub mod cost;
 pub mod hazard;
+mod kept;
 mod layout;
 mod op;
 mod operands;

@@ -10,6 +10,8 @@ mod plan;
 mod retrieval;
 mod rounded;
 mod run;
+mod store;
+mod store_faults;
 mod support;
 mod text;
 mod trained;

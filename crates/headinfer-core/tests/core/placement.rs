@@ -17,14 +17,14 @@ use crate::support::{Draw, request, tiny};
 const CONTEXT: usize = 1200;
 
 /// A model, its weights, a text, and the chunk that all runs of it share.
-struct Case {
-    spec: ModelSpec,
-    weights: Arc<Weights>,
-    ids: Vec<u32>,
-    chunk: usize,
+pub(crate) struct Case {
+    pub(crate) spec: ModelSpec,
+    pub(crate) weights: Arc<Weights>,
+    pub(crate) ids: Vec<u32>,
+    pub(crate) chunk: usize,
 }
 
-fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut draw = Draw(11);
     (0..10)
         .map(|seed| {
@@ -43,12 +43,12 @@ fn cases() -> Vec<Case> {
         .collect()
 }
 
-fn bounded(case: &Case, overrides: Overrides) -> Request {
+pub(crate) fn bounded(case: &Case, overrides: Overrides) -> Request {
     let overrides = Overrides { chunk: Some(case.chunk), ..overrides };
     Request { overrides, ..request(DeviceKind::Cpu, CONTEXT) }
 }
 
-fn random_request(case: &Case, draw: &mut Draw) -> Request {
+pub(crate) fn random_request(case: &Case, draw: &mut Draw) -> Request {
     let all = case.spec.layers * case.spec.kv_heads;
     let resident = draw.below(all + 1);
     let mut request = bounded(

@@ -1,6 +1,6 @@
 //! Opening small models on the CPU backend and running them.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,6 +25,18 @@ impl Backend for Checked {
 
     fn logits(&mut self) -> Result<&[f32], BackendError> {
         self.inner.logits()
+    }
+
+    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
+        self.inner.read_rows(rows, to)
+    }
+
+    fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
+        self.inner.write_rows(rows, from)
+    }
+
+    fn numerics(&self) -> Option<String> {
+        self.inner.numerics()
     }
 
     fn stats(&self) -> Stats {

@@ -99,3 +99,33 @@ fn placement_and_delays_never_change_the_answer() {
         }
     }
 }
+
+#[test]
+fn the_kv_of_one_placement_continues_under_another_bit_for_bit() {
+    if !has_gpu() {
+        return;
+    }
+    let mut draw = Draw(33);
+    for case in cases() {
+        let whole = (case.ids.len() - 1) / case.chunk * case.chunk;
+        let rest = |session: &mut Session| {
+            let mut all = logits(session, &case.ids[whole..], 1);
+            all.extend_from_slice(session.step(&[1, 5, 9], 3).unwrap());
+            all.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let open = |request: &Request| open(&case.spec, &case.weights, request, &options());
+        let mut plain = open(&bounded(&case, Overrides::default()));
+        logits(&mut plain, &case.ids[..whole], 1);
+        let expected = rest(&mut plain);
+        for _ in 0..6 {
+            let mut from = open(&random_request(&case, &mut draw));
+            logits(&mut from, &case.ids[..whole], 1);
+            let mut kv = vec![0; whole * from.plan().kv_bytes_per_token() as usize];
+            from.read_rows(0..whole, &mut kv).unwrap();
+            let mut to = open(&random_request(&case, &mut draw));
+            assert_eq!(from.backend().numerics(), to.backend().numerics());
+            to.adopt(&case.ids[..whole], &kv).unwrap();
+            assert!(rest(&mut to) == expected, "{:?} {:?}", from.plan().knobs(), to.plan().knobs());
+        }
+    }
+}

@@ -6,7 +6,7 @@ use clap::Args;
 use headinfer_core::engine::sample::Sampling;
 use headinfer_core::units::parse_tokens;
 
-use super::{EngineArgs, ModelArg};
+use super::{EngineArgs, ModelArg, StoreArgs};
 
 /// Continue a text: prefill it and generate.
 #[derive(Debug, Args)]
@@ -17,6 +17,7 @@ standard output as it comes; the last line on standard error sums up.
 Examples:
   headinfer run -m ./my-model -f book.txt -p 'In one sentence:' -n 100
   head -c 200000 log.txt | headinfer run -m ./my-model --gpu-memory 2GiB
+  headinfer run -m ./my-model -f book.txt -p 'And why?' --cache-dir ~/.cache/headinfer/sessions
   headinfer run -m ./my-model --chat -p 'Why is the sky blue?' --temp 0.7 --top-p 0.9 -s 1")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -57,6 +58,9 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,

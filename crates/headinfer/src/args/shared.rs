@@ -1,5 +1,7 @@
 //! Flags that several commands share.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use headinfer_core::plan::{PlacementMode, WeightsMode};
 use headinfer_core::units::{Bytes, parse_bytes, parse_tokens};
@@ -66,6 +68,22 @@ pub(crate) struct EngineArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[arg(env = "HEADINFER_THREADS", hide_env_values = true)]
     pub(crate) threads: Option<u16>,
+}
+
+/// Whether and where the KV cache is kept on disk.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Session store")]
+pub(crate) struct StoreArgs {
+    /// Folder that keeps prefills: what begins as an earlier text did goes on from there, also after a crash.
+    ///
+    /// It is made for this user alone. Model, chunk and kind of device must be the same; memory, placement and
+    /// tile may differ. Checkpoints are whole chunks, at least 512 tokens; two are held in memory besides the plan's.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache_dir: Option<PathBuf>,
+
+    /// Most bytes in that folder; what was not used for longest goes first.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "64GiB")]
+    pub(crate) cache_size: Bytes,
 }
 
 /// `--device`.

@@ -144,3 +144,53 @@ fn a_reader_that_leaves_ends_the_generation_cleanly() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
 }
+
+/// A prompt of about `words` words, with one needle after a third.
+fn long_prompt(words: u32) -> String {
+    let filler = |n: u32| word(RETRIEVAL.fillers().start + n * n % RETRIEVAL.fillers().len() as u32);
+    let needle = [word(RETRIEVAL.key(3)), word(RETRIEVAL.value(5))].join(" ");
+    let words: Vec<String> =
+        (0..words).map(|n| if n == words / 3 { needle.clone() } else { filler(n) }).collect();
+    words.join(" ") + " "
+}
+
+#[test]
+fn a_kept_prefill_is_restored_by_another_process_under_another_placement() {
+    let dir = folder();
+    let cache = dir.path().join("sessions").display().to_string();
+    let with = |more: &[&str], text: &str| {
+        let ran = ask(&[&["--cache-dir", &cache, "--json"], more].concat(), text);
+        let measured = ran.json()["measured"].clone();
+        (ran, measured)
+    };
+    let text = long_prompt(2600) + &question();
+    let (_, fresh) = with(&["--placement", "offload"], &text);
+    assert_eq!(fresh["restored_tokens"], 0);
+    let (again, restored) = with(&["--placement", "resident"], &text);
+    assert_eq!(
+        (&restored["restored_tokens"], &restored["logits_hash"]),
+        (&2560.into(), &fresh["logits_hash"])
+    );
+    assert!(again.stderr.contains("restored 2560 of ") && again.stderr.contains("kept 2560 tokens in "));
+    // Another question at the same text, and a damaged file.
+    let other = long_prompt(2600) + &word(RETRIEVAL.key(9));
+    assert_eq!(with(&[], &other).1["restored_tokens"], 2560);
+    let stored = fs::read_dir(&cache).unwrap().map(|e| e.unwrap().path());
+    for path in stored.filter(|path| path.extension().is_some_and(|e| e == "kv")) {
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    }
+    let (ran, damaged) = with(&[], &text);
+    assert_eq!((&damaged["restored_tokens"], &damaged["logits_hash"]), (&0.into(), &fresh["logits_hash"]));
+    assert_eq!(ran.stderr.matches("is passed over").count(), 1, "{ran:?}");
+}
+
+#[test]
+fn a_store_that_cannot_be_used_is_refused_before_any_work() {
+    let dir = folder();
+    let file = dir.path().join("file");
+    fs::write(&file, "x").unwrap();
+    ask(&["--cache-dir", &file.display().to_string()], "x").fails(1, &["session store", "--cache-dir"]);
+    let cache = dir.path().join("sessions").display().to_string();
+    ask(&["--cache-dir", &cache, "--cache-size", "1KiB"], "x").fails(2, &["1.00 KiB", "--cache-size"]);
+}

@@ -4,6 +4,7 @@ mod printer;
 mod prompt;
 
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -16,6 +17,7 @@ use serde_json::json;
 use crate::args::{Environment, RunArgs};
 use crate::error::{Exit, Failure};
 use crate::model_source::{Model, ModelSource};
+use crate::sessions::Keeper;
 use crate::summary::{Phase, Summary};
 use crate::{device, input, interrupt, open, output, progress, summary};
 use printer::Printer;
@@ -41,7 +43,8 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<()> {
     let mut printer = Printer::new(&tokenizer, args.stop.clone(), !args.json)?;
     let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
     let limits = Limits { max_tokens: new_tokens, stop_tokens: stop_tokens(&model, &tokenizer) };
-    let outcome = generate_text(&mut session, &ids, sampling, &limits, &mut printer)?;
+    let mut keeper = Keeper::open(&args.store, &model, &session)?;
+    let outcome = generate_text(&mut session, keeper.as_mut(), &ids, sampling, &limits, &mut printer)?;
     let (text, tokens) = printer.finish()?;
     if args.json {
         output::print_json(&json!({
@@ -52,6 +55,9 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<()> {
         }))?;
     } else if std::io::stdout().is_terminal() {
         output::print("\n")?;
+    }
+    if let Some(keeper) = &mut keeper {
+        keeper.finish(&mut session)?;
     }
     output::remark(&outcome.summary.line());
     if outcome.interrupted {
@@ -91,21 +97,20 @@ struct Outcome {
 
 fn generate_text(
     session: &mut Session,
+    mut keeper: Option<&mut Keeper>,
     ids: &[u32],
     sampling: Sampling,
     limits: &Limits,
     printer: &mut Printer<'_>,
 ) -> Result<Outcome> {
     let _cooperative = interrupt::cooperative();
-    let mut bar = progress::Prefill::new(ids.len());
     let begun = Instant::now();
-    let logits = session.prefill(ids, &mut |p| {
-        bar.update(&p);
-        interrupt::flow()
-    })?;
-    let logits = logits.to_vec();
-    drop(bar);
-    let prefill = phase(session, ids.len(), begun.elapsed());
+    let restored = match &mut keeper {
+        Some(keeper) => keeper.restore(session, ids)?,
+        None => 0,
+    };
+    let logits = take_in(session, keeper, &ids[restored..])?;
+    let prefill = Phase { restored, ..phase(session, ids.len() - restored, begun.elapsed()) };
     let mut sampler = Sampler::new(sampling, logits.len());
     let begun = Instant::now();
     let finish = generate(session, &logits, &mut sampler, limits, &mut |id| printer.push(id))?;
@@ -117,8 +122,29 @@ fn generate_text(
     Ok(Outcome { finish, interrupted, summary })
 }
 
+/// Prefills under a bar; logits of the last token. Ctrl-C ends it after a chunk, and what was finished is kept.
+fn take_in(session: &mut Session, mut keeper: Option<&mut Keeper>, ids: &[u32]) -> Result<Vec<f32>> {
+    let mut bar = progress::Prefill::new(ids.len());
+    let mut device_failed = None;
+    let result = session.prefill_with(ids, &mut |session, p| {
+        bar.update(&p);
+        let kept = keeper.as_mut().map_or(Ok(()), |keeper| keeper.checkpoint(session));
+        device_failed = kept.err();
+        if device_failed.is_some() { ControlFlow::Break(()) } else { interrupt::flow() }
+    });
+    let result = result.map(<[f32]>::to_vec);
+    drop(bar);
+    if let Some(error) = device_failed {
+        return Err(error.into());
+    }
+    if let (Err(EngineError::Cancelled { .. }), Some(keeper)) = (&result, keeper) {
+        keeper.finish(session)?;
+    }
+    Ok(result?)
+}
+
 fn phase(session: &Session, tokens: usize, time: Duration) -> Phase {
-    Phase { tokens, time, stats: session.backend().stats() }
+    Phase { tokens, restored: 0, time, stats: session.backend().stats() }
 }
 
 /// Those of the last step, or of the prefill when no step came after it.
