@@ -1,5 +1,5 @@
-//! The two memories of a plan: one allocation on the device, one pinned mapping on the host. Made once, never
-//! grown. Turns spans into addresses and knows nothing of what lies there.
+//! The two memories of a plan: one allocation on the device, one pinned mapping on the host. Turns spans into
+//! addresses and knows nothing of what lies there.
 
 use std::ffi::c_void;
 
@@ -7,17 +7,10 @@ use cudarc::driver::sys::CUstream;
 use cudarc::driver::{result, sys};
 use headinfer_core::plan::{Memory, Span};
 use headinfer_core::units::Bytes;
-use memmap2::{Advice, MmapMut};
-use rayon::prelude::*;
 
 use crate::OpenError;
 use crate::error::{CudaError, Named};
-
-/// Registering more at once was seen to fail.
-const PIN_BYTES_MAX: usize = 64 << 30;
-/// Memory one task touches.
-const TOUCH_BYTES: usize = 64 << 20;
-const PAGE: usize = 4096;
+use crate::slab::HostSlab;
 
 /// An address on the device, as kernels take it.
 pub(crate) type Pointer = sys::CUdeviceptr;
@@ -61,80 +54,6 @@ impl Drop for DeviceArena {
     }
 }
 
-/// The host's part: huge pages, touched by all cores, registered with the driver in pieces.
-pub(crate) struct HostSlab {
-    base: *mut u8,
-    bytes: u64,
-    pinned: Vec<usize>,
-    // Owns the memory behind `base`; never touched through.
-    _map: Option<MmapMut>,
-}
-
-// SAFETY: `base` is memory of our own; who reads and writes it is ordered by the plan's events and by waiting for
-// them before the host looks.
-unsafe impl Send for HostSlab {}
-// SAFETY: as above.
-unsafe impl Sync for HostSlab {}
-
-impl HostSlab {
-    /// Maps and pins `bytes`.
-    pub(crate) fn new(bytes: u64, poison: bool) -> Result<Self, OpenError> {
-        if bytes == 0 {
-            let base = std::ptr::NonNull::<u64>::dangling().as_ptr().cast();
-            return Ok(Self { base, bytes, pinned: Vec::new(), _map: None });
-        }
-        let refused = |source| OpenError::HostMemory { bytes: Bytes(bytes), source };
-        let mut map = MmapMut::map_anon(bytes as usize).map_err(refused)?;
-        // Large pages make touching and pinning several times faster; a refusal only costs that.
-        let _ = map.advise(Advice::HugePage);
-        map.par_chunks_mut(TOUCH_BYTES).for_each(|chunk| match poison {
-            true => chunk.fill(0xff),
-            false => chunk.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0),
-        });
-        let base = map.as_mut_ptr();
-        let mut slab = Self { base, bytes, pinned: Vec::new(), _map: Some(map) };
-        for start in (0..bytes as usize).step_by(PIN_BYTES_MAX) {
-            slab.pin(start, PIN_BYTES_MAX.min(bytes as usize - start))?;
-        }
-        Ok(slab)
-    }
-
-    fn pin(&mut self, start: usize, bytes: usize) -> Result<(), OpenError> {
-        let flags = sys::CU_MEMHOSTREGISTER_DEVICEMAP;
-        // SAFETY: the range lies in the mapping; `drop` unregisters it before the mapping goes.
-        let pinned =
-            unsafe { sys::cuMemHostRegister_v2(self.base.add(start).cast::<c_void>(), bytes, flags) };
-        let pinned = pinned.result().named("cuMemHostRegister");
-        pinned.map_err(|error| OpenError::Pin {
-            bytes: Bytes(self.bytes),
-            done: Bytes(start as u64),
-            error,
-        })?;
-        self.pinned.push(start);
-        Ok(())
-    }
-
-    /// Bytes mapped: what the plan asked for.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    fn at(&self, span: Span) -> *mut u8 {
-        assert!(span.memory == Memory::Host && span.offset + span.bytes <= self.bytes, "{span:?}");
-        // SAFETY: inside the mapping by the assertion.
-        unsafe { self.base.add(span.offset as usize) }
-    }
-}
-
-impl Drop for HostSlab {
-    fn drop(&mut self) {
-        for start in &self.pinned {
-            // SAFETY: registered by `pin`, unregistered once.
-            let _ = unsafe { sys::cuMemHostUnregister(self.base.add(*start).cast::<c_void>()) };
-        }
-    }
-}
-
 /// Both memories.
 pub(crate) struct Memories {
     pub(crate) device: DeviceArena,
@@ -147,39 +66,56 @@ impl Memories {
         self.device.at(span)
     }
 
-    /// The address under which kernels read a host span in place, at the speed of the link. The span lies in one
-    /// pinned piece.
+    /// The address under which kernels read a host span in place, at the speed of the link.
+    ///
+    /// # Errors
+    /// [`CudaError`] when the device does not see registered memory where the host does, as it does with unified
+    /// addressing: then pieces that were registered apart may not follow one another.
     pub(crate) fn mapped(&self, span: Span) -> Result<Pointer, CudaError> {
-        let piece = |offset: u64| offset / PIN_BYTES_MAX as u64;
-        assert_eq!(
-            piece(span.offset),
-            piece(span.offset + span.bytes - 1),
-            "{span:?} is pinned in two pieces"
-        );
-        let mut address: Pointer = 0;
-        // SAFETY: the span is inside the mapping, which is registered; writes one address.
-        unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, self.host.at(span).cast::<c_void>(), 0) }
-            .result()
-            .named("cuMemHostGetDevicePointer")?;
-        Ok(address)
+        let start = self.host_at(span);
+        let piece = self.host.piece();
+        let first = span.offset / piece * piece;
+        for offset in (first..span.offset + span.bytes).step_by(piece as usize) {
+            let at = start.wrapping_offset(offset.max(span.offset) as isize - span.offset as isize);
+            let mut address: Pointer = 0;
+            // SAFETY: the span is inside the mapping, which is registered; writes one address.
+            unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, at.cast::<c_void>(), 0) }
+                .result()
+                .named("cuMemHostGetDevicePointer")?;
+            if address != at as Pointer {
+                let text = "host memory has another address on the device: use --weights resident".into();
+                return Err(CudaError::call("cuMemHostGetDevicePointer", text));
+            }
+        }
+        Ok(start as Pointer)
     }
 
-    /// A host span as elements. No lane may be writing it, nor any other borrow of it live.
+    /// A host span as elements, once it is ready. No lane may be writing it, nor any other borrow of it live.
+    ///
+    /// # Panics
+    /// When the span will never be ready: who may meet that waits for it before.
     #[allow(clippy::mut_from_ref)] // the plan's regions are disjoint; callers take one span at a time
     pub(crate) fn host<T: bytemuck::Pod>(&self, span: Span) -> &mut [T] {
+        // A refusal shows as memory that is not ready.
+        let _ = self.host.wait(span.offset + span.bytes);
         // SAFETY: inside the mapping; exclusive by the contract above. `cast_slice` checks the alignment.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.host.at(span), span.bytes as usize) };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.host_at(span), span.bytes as usize) };
         bytemuck::cast_slice_mut(bytes)
+    }
+
+    fn host_at(&self, span: Span) -> *mut u8 {
+        assert!(span.memory == Memory::Host, "{span:?}");
+        self.host.at(span.offset, span.bytes)
     }
 
     /// Copies `from` to `to` on `stream`, in whichever direction their memories say.
     pub(crate) fn copy(&self, from: Span, to: Span, stream: CUstream) -> Result<(), CudaError> {
         assert_eq!(from.bytes, to.bytes, "a copy keeps its size");
         let host = if from.memory == Memory::Host { from } else { to };
-        // A copy within one registered piece is the only kind that is certainly asynchronous.
-        let mut done = 0;
+        self.host.wait(host.offset + host.bytes)?;
+        let (piece, mut done) = (self.host.piece(), 0);
         while done < from.bytes {
-            let room = PIN_BYTES_MAX as u64 - (host.offset + done) % PIN_BYTES_MAX as u64;
+            let room = piece - (host.offset + done) % piece;
             let part =
                 |span: Span| Span { offset: span.offset + done, bytes: room.min(span.bytes - done), ..span };
             self.copy_piece(part(from), part(to), stream)?;
@@ -192,14 +128,14 @@ impl Memories {
         let bytes = from.bytes as usize;
         match (from.memory, to.memory) {
             (Memory::Host, Memory::Device) => {
-                let (from, to) = (self.host.at(from).cast_const().cast::<c_void>(), self.device.at(to));
+                let (from, to) = (self.host_at(from).cast_const().cast::<c_void>(), self.device.at(to));
                 // SAFETY: both ranges are inside their memories and live as long as the streams.
                 unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, bytes, stream) }
                     .result()
                     .named("cuMemcpyHtoDAsync")
             }
             (Memory::Device, Memory::Host) => {
-                let (from, to) = (self.device.at(from), self.host.at(to).cast::<c_void>());
+                let (from, to) = (self.device.at(from), self.host_at(to).cast::<c_void>());
                 // SAFETY: as above.
                 unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes, stream) }
                     .result()

@@ -7,15 +7,19 @@ use headinfer_core::backend::{Backend, BackendError, Stats, Timed, copy_overlap}
 use headinfer_core::plan::{
     Command, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
 };
+use headinfer_core::units::Bytes;
 
 use crate::OpenError;
-use crate::arena::{DeviceArena, HostSlab, Memories};
+use crate::arena::{DeviceArena, Memories};
 use crate::device::{Context, DeviceInfo, memory};
 use crate::error::{CudaError, Named};
 use crate::exec::Executor;
 use crate::gemm::Gemm;
 use crate::launch::attention_prefill::Tiling;
 use crate::launch::{HEADS_MAX, Kernels};
+use crate::log::Log;
+use crate::past;
+use crate::slab::{Driver, Growth, HostSlab};
 use crate::stream::{Event, Pool, Stream};
 use crate::weights::{self, CudaWeights};
 
@@ -31,6 +35,8 @@ pub struct CudaOptions {
     pub ordinal: usize,
     /// Where compiled kernels are kept; `None` compiles them at every start.
     pub cache_dir: Option<PathBuf>,
+    /// Bytes of host memory that may still be taken, 0 when nobody tells: asked before each piece that is.
+    pub host_left: Option<fn() -> u64>,
     /// Fill all memory with NaN first, so that a read before a write cannot go unseen (tests).
     pub poison: bool,
     /// Delay commands at random, from this seed: what events do not order then shows (tests).
@@ -42,6 +48,7 @@ pub struct CudaOptions {
 /// The CUDA backend of one plan.
 pub struct Cuda {
     failed: Option<String>,
+    log: Log,
     events: Pool,
     stamps: Pool,
     signallers: Vec<usize>,
@@ -51,7 +58,10 @@ pub struct Cuda {
     steps: usize,
     delays: Option<u64>,
     stats: Stats,
+    /// Free device memory once the context was made.
     free_before: u64,
+    /// The least of it seen so far.
+    free_least: u64,
     timeline: Vec<Timed>,
     keep_timeline: bool,
     logit_rows: usize,
@@ -73,23 +83,44 @@ impl Cuda {
         weights.check(&plan)?;
         let context = Context::open(options.ordinal)?;
         context.enter()?;
-        let (free_before, _) = memory()?;
+        let (free, _) = memory()?;
+        let bytes = Bytes(plan.device_bytes());
+        Self::build(plan, weights, options, context, free).map_err(|error| match error {
+            // Streams, kernels and cuBLASLt take memory beside the arena.
+            OpenError::Cuda(error) if error.is_out_of_memory() && free < bytes.0 => {
+                OpenError::DeviceMemory { bytes, free: Bytes(free) }
+            }
+            error => error,
+        })
+    }
+
+    fn build(
+        plan: Arc<Plan>,
+        weights: CudaWeights,
+        options: &CudaOptions,
+        context: Context,
+        free_before: u64,
+    ) -> Result<Self, OpenError> {
         let layout = plan.layout();
         let device = DeviceArena::new(layout.bytes(Memory::Device), options.poison)?;
-        let host = HostSlab::new(layout.bytes(Memory::Host), options.poison)?;
+        let growth = Growth::new(layout.bytes(Memory::Host), layout.host_extent(0), options.poison);
+        let driver = Driver { context: Some(context.handle()), left: options.host_left };
+        let host = HostSlab::growing(growth, Arc::new(driver))?;
         let memories = Memories { device, host };
         let head_dim = plan.spec.head_dim;
         let tiling = options.tiling.unwrap_or_else(|| Tiling::new(head_dim, context.info.shared_bytes));
         let kernels = Kernels::load(&context.info, head_dim, tiling, options.cache_dir.as_deref())?;
         let lanes = [Stream::new()?, Stream::new()?, Stream::new()?];
         weights::fill(&plan, &weights, &memories, &kernels, lanes[0].raw())?;
-        lanes[0].synchronize()?;
         let gemm = Gemm::new(layout.region_bytes(RegionId::GemmWorkspace))?;
         let inv_freq = plan.spec.rope.inv_freq(plan.spec.head_dim);
         let stats = Stats { host_bytes: memories.host.bytes(), ..Stats::default() };
-        let executor = Executor { plan, memories, kernels, gemm, inv_freq };
+        let mut executor = Executor { plan, memories, kernels, gemm, inv_freq };
+        executor.warm(lanes[0].raw())?;
+        lanes[0].synchronize()?;
         let mut this = Self {
             failed: None,
+            log: Log::default(),
             events: Pool::new(false),
             stamps: Pool::new(true),
             signallers: Vec::new(),
@@ -100,6 +131,7 @@ impl Cuda {
             delays: options.delays,
             stats,
             free_before,
+            free_least: u64::MAX,
             timeline: Vec::new(),
             keep_timeline: false,
             logit_rows: 0,
@@ -127,6 +159,7 @@ impl Cuda {
         self.finish()?;
         let memories = &self.executor.memories;
         if span.memory == Memory::Host {
+            memories.host.wait(span.offset + span.bytes)?;
             return Ok(memories.host::<u8>(span).to_vec());
         }
         let mut bytes = vec![0u8; span.bytes as usize];
@@ -172,16 +205,24 @@ impl Cuda {
 
     fn step(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), CudaError> {
         self.context.enter()?;
+        self.log.begin(schedule.step);
+        // Here and not within the step: nothing is on a lane that could need it.
+        let rows = schedule.step.past + schedule.step.rows;
+        self.executor.memories.host.wait(self.executor.plan.layout().host_extent(rows))?;
         self.begin(schedule, ids)?;
         for (index, command) in schedule.commands.iter().enumerate() {
+            self.log.command(Some(command));
             self.command(schedule, index, command)?;
         }
+        self.log.command(None);
         self.end()?;
         let cost = self.executor.plan.step_cost(&schedule.step);
         for lane in Lane::ALL {
             self.stats.bytes[lane.index()] += cost.lane_bytes(lane) as u64;
         }
         self.logit_rows = schedule.step.logit_rows;
+        // Drivers and libraries take memory when work is put on a stream, not when it runs.
+        self.measure()?;
         if self.keep_timeline {
             self.read_timeline(schedule)?;
         }
@@ -195,6 +236,7 @@ impl Cuda {
         if self.steps >= STEPS_IN_FLIGHT {
             // The place of these ids was read by the step before the last.
             self.done[turn].synchronize()?;
+            self.log.ended(STEPS_IN_FLIGHT);
         }
         let plan = &self.executor.plan;
         let from = plan.host_ids_operand(ids.len(), turn).as_slice()[0].span;
@@ -281,14 +323,21 @@ impl Cuda {
         debug_assert_eq!(plan.logits_operand(self.logit_rows).as_slice()[0].role, Role::Logits);
         self.executor.memories.copy(from, to, self.lanes[0].raw())?;
         self.lanes[0].synchronize()?;
-        self.measure()?;
+        self.log.ended(0);
         Ok(to)
     }
 
-    /// Device memory taken since the context was made: the arena, and what driver and libraries took besides.
+    /// Device memory of the whole process, asked for whenever the device has less left than ever before. Without
+    /// NVML an estimate: the plan's figure for the context, and what was taken since it was made.
     fn measure(&mut self) -> Result<(), CudaError> {
         let (free, _) = memory()?;
-        self.stats.device_bytes = self.stats.device_bytes.max(self.free_before.saturating_sub(free));
+        if free < self.free_least {
+            self.free_least = free;
+            let context = self.executor.plan.request.machine.device_overhead;
+            let estimate = || context + self.free_before.saturating_sub(free);
+            let bytes = self.context.meter.process_bytes().unwrap_or_else(estimate);
+            self.stats.device_bytes = self.stats.device_bytes.max(bytes);
+        }
         Ok(())
     }
 
@@ -298,8 +347,9 @@ impl Cuda {
             return Err(BackendError(format!("the GPU failed before: {failed}")));
         }
         run(self).map_err(|error| {
+            let report = self.log.report(&error);
             self.failed = Some(error.to_string());
-            BackendError(error.to_string())
+            BackendError(report)
         })
     }
 }
@@ -317,6 +367,14 @@ impl Backend for Cuda {
         }
         let span = self.guard(Self::read_logits)?;
         Ok(self.executor.memories.host::<f32>(span))
+    }
+
+    fn fill_past(&mut self, rows: usize, seed: u64) -> Result<(), BackendError> {
+        self.guard(|this| {
+            this.finish()?;
+            past::fill(&this.executor, rows, seed, this.lanes[0].raw())?;
+            this.finish()
+        })
     }
 
     fn stats(&self) -> Stats {
@@ -340,7 +398,7 @@ impl Drop for Cuda {
 }
 
 /// Plans that this backend does not run.
-fn check(plan: &Plan) -> Result<(), OpenError> {
+pub(crate) fn check(plan: &Plan) -> Result<(), OpenError> {
     let (spec, k) = (&plan.spec, plan.knobs());
     let refuse = |text: String| Err(OpenError::Plan(text));
     if k.device != DeviceKind::Cuda {

@@ -11,6 +11,7 @@ use headinfer_core::plan::SPLIT;
 
 use crate::error::{CudaError, Named, Version};
 use crate::launch::attention_prefill::Tiling;
+use crate::libraries;
 
 const PRELUDE: &str = include_str!("kernels/prelude.cuh");
 const ATTENTION: &str = include_str!("kernels/attention.cuh");
@@ -68,8 +69,7 @@ pub fn units(head_dim: usize, tiling: &Tiling) -> Vec<Unit> {
 
 /// Whether NVRTC can be loaded.
 pub fn present() -> bool {
-    // SAFETY: only loads the library, whose initialisers do nothing to us.
-    unsafe { sys::is_culib_present() }
+    libraries::check_nvrtc().is_ok()
 }
 
 /// Version of NVRTC, which must be [`present`].
@@ -111,9 +111,9 @@ impl Unit {
         // SAFETY: the program is alive.
         let compiled = unsafe { result::compile_program(program.0, &options) };
         let log = program.log()?;
-        if compiled.is_err() {
-            let line = log.lines().find(|l| l.contains("error")).unwrap_or("no reason given");
-            return Err(self.fails(arch, line));
+        if let Err(error) = compiled {
+            let line = log.lines().find(|l| l.contains("error")).map(str::to_owned);
+            return Err(self.fails(arch, &line.unwrap_or_else(|| format!("{:?}", error.0))));
         }
         Ok(Compiled { cubin: program.cubin()?, log })
     }

@@ -5,8 +5,14 @@ use std::ffi::c_int;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{result, sys};
 
-use crate::compile;
 use crate::error::{CudaError, Named, Version};
+use crate::meter::Meter;
+use crate::{compile, libraries};
+
+/// What kernels, streams and cuBLASLt take once they are loaded, as seen on an H100 with CUDA 13.0.
+const LIBRARIES_BYTES: u64 = 64 << 20;
+/// Longest PCI address, its end included.
+const PCI_BYTES: usize = 32;
 
 /// What a GPU is and has.
 #[derive(Clone, Debug)]
@@ -21,8 +27,11 @@ pub struct DeviceInfo {
     pub shared_bytes: u32,
     /// Device memory, bytes.
     pub total_bytes: u64,
-    /// Of it free when asked, bytes; the context that asking needs is counted as used.
+    /// Of it free when asked, bytes. The context that asking needs is counted as free where it was measured.
     pub free_bytes: u64,
+    /// Device memory that a process needs beside what it allocates, bytes: its context, measured, and
+    /// [`LIBRARIES_BYTES`]. `None` where NVML does not tell, or a context was there before.
+    pub context_bytes: Option<u64>,
     /// CUDA version the driver supports.
     pub driver: Version,
     /// Version of NVRTC.
@@ -50,6 +59,7 @@ pub(crate) struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
     pub(crate) info: DeviceInfo,
+    pub(crate) meter: Meter,
 }
 
 // SAFETY: a context may be made current on any thread, and is by `enter`.
@@ -59,7 +69,7 @@ unsafe impl Sync for Context {}
 
 impl Context {
     pub(crate) fn open(ordinal: usize) -> Result<Self, CudaError> {
-        libraries()?;
+        libraries::check()?;
         result::init().named("cuInit")?;
         let count = result::device::get_count().named("cuDeviceGetCount")?;
         let Some(index) = c_int::try_from(ordinal).ok().filter(|i| *i < count) else {
@@ -79,12 +89,16 @@ impl Context {
         if sm.major < 8 {
             return Err(CudaError::TooOld { name, major: sm.major, minor: sm.minor });
         }
-        let (driver, nvrtc) = (driver_version()?, compile::version()?);
-        if driver.major < nvrtc.major {
-            return Err(CudaError::DriverTooOld { driver, nvrtc });
+        let (driver, nvrtc) = (libraries::driver_version()?, compile::version()?);
+        // Within a major version a driver runs what later libraries make.
+        for (library, version) in [("NVRTC", nvrtc), ("cuBLASLt", libraries::cublas_version())] {
+            if driver.major < version.major {
+                return Err(CudaError::DriverTooOld { driver, library, version });
+            }
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let meter = Meter::new(ordinal, &pci_address(device)?);
         // SAFETY: the device came from `get`; `drop` releases what this retains.
         let context = unsafe { result::primary_ctx::retain(device) }.named("cuDevicePrimaryCtxRetain")?;
         let mut info = DeviceInfo {
@@ -94,20 +108,45 @@ impl Context {
             shared_bytes,
             total_bytes: 0,
             free_bytes: 0,
+            context_bytes: None,
             driver,
             nvrtc,
         };
-        let mut this = Self { device, context, info: info.clone() };
+        let mut this = Self { device, context, info: info.clone(), meter };
         this.enter()?;
         (info.free_bytes, info.total_bytes) = memory()?;
+        if let Some(context) = this.meter.context_bytes() {
+            info.free_bytes = (info.free_bytes + context).min(info.total_bytes);
+            info.context_bytes = Some(context + LIBRARIES_BYTES);
+        }
         this.info = info;
         Ok(this)
     }
 
+    /// What makes it another thread's, as [`enter`](Self::enter) does here; good while `self` lives.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle(self.context)
+    }
+
     /// Makes the context the calling thread's.
     pub(crate) fn enter(&self) -> Result<(), CudaError> {
-        // SAFETY: the context is retained as long as `self` lives.
-        unsafe { result::ctx::set_current(self.context) }.named("cuCtxSetCurrent")
+        self.handle().enter()
+    }
+}
+
+/// A context for threads beside the one that opened it, which end before it is released.
+#[derive(Clone, Copy)]
+pub(crate) struct Handle(sys::CUcontext);
+
+// SAFETY: as for `Context`.
+unsafe impl Send for Handle {}
+// SAFETY: as for `Context`.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    pub(crate) fn enter(self) -> Result<(), CudaError> {
+        // SAFETY: the context is retained as long as its owner lives, and who holds a handle ends before.
+        unsafe { result::ctx::set_current(self.0) }.named("cuCtxSetCurrent")
     }
 }
 
@@ -119,31 +158,19 @@ impl Drop for Context {
     }
 }
 
+/// The device's place on the bus, by which other libraries find it.
+fn pci_address(device: sys::CUdevice) -> Result<String, CudaError> {
+    let mut text = [0u8; PCI_BYTES];
+    // SAFETY: writes at most as many bytes as it is told, a zero at the end.
+    unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), PCI_BYTES as c_int, device) }
+        .result()
+        .named("cuDeviceGetPCIBusId")?;
+    let text = std::ffi::CStr::from_bytes_until_nul(&text).unwrap_or_default();
+    Ok(text.to_string_lossy().into_owned())
+}
+
 /// Free and total bytes of the current device.
 pub(crate) fn memory() -> Result<(u64, u64), CudaError> {
     let (free, total) = result::mem_get_info().named("cuMemGetInfo")?;
     Ok((free as u64, total as u64))
-}
-
-/// cudarc panics on a missing library, so each is looked for first.
-fn libraries() -> Result<(), CudaError> {
-    // SAFETY: only loads the libraries, whose initialisers do nothing to us.
-    let (driver, cublas) = unsafe { (sys::is_culib_present(), cudarc::cublaslt::sys::is_culib_present()) };
-    if !driver {
-        return Err(CudaError::NoDriver);
-    }
-    if !compile::present() {
-        return Err(CudaError::NoLibrary { library: "NVRTC", package: "nvidia-cuda-nvrtc" });
-    }
-    if !cublas {
-        return Err(CudaError::NoLibrary { library: "cuBLASLt", package: "nvidia-cublas" });
-    }
-    Ok(())
-}
-
-fn driver_version() -> Result<Version, CudaError> {
-    let mut version: c_int = 0;
-    // SAFETY: writes one integer.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().named("cuDriverGetVersion")?;
-    Ok(Version { major: version as u32 / 1000, minor: version as u32 % 1000 / 10 })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUstream;
 use headinfer_core::model::spec::{LayerTensor, TensorId};
 use headinfer_core::plan::{
-    DECODE_ROWS, Heads, Memory, NormKind, Op, Operands, Part, Plan, Role, Span, Step,
+    DECODE_ROWS, Heads, Memory, NormKind, Op, Operands, Part, Plan, Role, Span, Step, WeightBlock,
 };
 
 use crate::arena::{Memories, Pointer};
@@ -44,6 +44,29 @@ impl Executor {
             Op::Mlp { layer, start, end } => run.mlp(layer, end - start),
             Op::Logits { start, end } => run.logits(start, end),
         }
+    }
+
+    /// Runs each product of a layer and the head at every size class of rows, on whatever lies in memory, so that
+    /// cuBLASLt loads its kernels now and device memory does not grow later.
+    pub(crate) fn warm(&mut self, stream: CUstream) -> Result<(), CudaError> {
+        let (chunk, mlp_rows, logit_rows) = {
+            let k = self.plan.knobs();
+            (k.chunk, k.mlp_rows, k.logit_rows)
+        };
+        let powers = (0..usize::BITS).map(|i| 1 << i).take_while(|rows| *rows < chunk);
+        for rows in powers.chain([chunk]) {
+            let step = Step { past: 0, rows, logit_rows: rows.min(logit_rows) };
+            let mlp = Op::Mlp { layer: 0, start: 0, end: rows.min(mlp_rows) };
+            let head = self.plan.layout().head_blocks().filter_map(|block| match block {
+                WeightBlock::Head { start, end } => Some(Op::Logits { start, end }),
+                WeightBlock::Layer(_) => None,
+            });
+            let ops = [Op::Project { layer: 0 }, Op::OutProject { layer: 0 }, mlp];
+            for op in ops.into_iter().chain(head.collect::<Vec<_>>()) {
+                self.execute(&step, &op, stream)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream};
 
 use crate::error::{CudaError, Named};
+use crate::libraries;
 
 /// A stream, destroyed when dropped.
 pub(crate) struct Stream(CUstream);
@@ -31,8 +32,7 @@ impl Stream {
     }
 
     pub(crate) fn record(&self, event: &Event) -> Result<(), CudaError> {
-        // SAFETY: both handles are alive.
-        unsafe { result::event::record(event.0, self.0) }.named("cuEventRecord")
+        event.record(self.0)
     }
 
     /// Waits for all work so far; where an error of the device shows.
@@ -70,6 +70,12 @@ impl Event {
         result::event::create(flags).map(Self).named("cuEventCreate")
     }
 
+    /// Marks the work put on `stream` so far.
+    pub(crate) fn record(&self, stream: CUstream) -> Result<(), CudaError> {
+        // SAFETY: both handles are alive.
+        unsafe { result::event::record(self.0, stream) }.named("cuEventRecord")
+    }
+
     /// Waits until what was recorded has happened.
     pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the handle is alive.
@@ -79,7 +85,7 @@ impl Event {
     /// Time from `start` to this, both timed and past.
     pub(crate) fn since(&self, start: &Event) -> Result<Duration, CudaError> {
         // SAFETY: both handles are alive.
-        let ms = unsafe { result::event::elapsed(start.0, self.0) }.named("cuEventElapsedTime")?;
+        let ms = unsafe { libraries::elapsed(start.0, self.0) }?;
         Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
     }
 }

@@ -12,8 +12,9 @@ use headinfer_core::plan::{Memory, Plan, Span};
 
 use crate::OpenError;
 use crate::arena::Memories;
-use crate::error::{CudaError, Named};
+use crate::error::CudaError;
 use crate::launch::Kernels;
+use crate::upload::Upload;
 
 /// Where the weights come from.
 #[derive(Clone, Debug)]
@@ -59,8 +60,16 @@ pub(crate) fn fill(
     memories: &Memories,
     kernels: &Kernels,
     stream: CUstream,
-) -> Result<(), CudaError> {
-    let filler = Filler { plan, weights, memories, kernels, stream };
+) -> Result<(), OpenError> {
+    let homes = |id| plan.weight_homes(id);
+    let on_device = |home: &&headinfer_core::plan::Operand| home.span.memory == Memory::Device;
+    let longest = |id| homes(id).as_slice().iter().filter(on_device).map(|home| home.span.bytes).max();
+    let longest = plan.spec.tensors().into_iter().filter_map(|(id, _)| longest(id)).max().unwrap_or(0);
+    let upload = match weights {
+        CudaWeights::Loaded(_) => Some(Upload::new(longest)?),
+        CudaWeights::Random { .. } => None,
+    };
+    let filler = Filler { plan, weights, memories, kernels, stream, upload };
     for (id, _) in plan.spec.tensors() {
         for home in plan.weight_homes(id).as_slice() {
             filler.tensor(id, home.span)?;
@@ -75,6 +84,7 @@ struct Filler<'a> {
     memories: &'a Memories,
     kernels: &'a Kernels,
     stream: CUstream,
+    upload: Option<Upload>,
 }
 
 impl Filler<'_> {
@@ -91,8 +101,7 @@ impl Filler<'_> {
             }
             (CudaWeights::Loaded(weights), Memory::Device) => {
                 let (to, from) = (self.memories.pointer(to), weights.tensor(id).bytes);
-                // SAFETY: the span is the tensor's place, of its size.
-                unsafe { cudarc::driver::result::memcpy_htod_sync(to, from) }.named("cuMemcpyHtoD")
+                self.upload.as_ref().map_or(Ok(()), |upload| upload.copy(from, to, self.stream))
             }
             (CudaWeights::Loaded(weights), Memory::Host) => {
                 self.memories.host::<u8>(to).copy_from_slice(weights.tensor(id).bytes);

@@ -43,12 +43,21 @@ pub(crate) fn print(text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| stdout_failed(e).into())
 }
 
-/// Prints one JSON object and a line end.
+/// The commit this was built from; `+` after it says that there were changes on top.
+pub(crate) const BUILD: &str = env!("HEADINFER_BUILD");
+
+/// Prints one JSON object, with the build that made it, and a line end.
 ///
 /// # Errors
 /// As `print`.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
-    print(&format!("{}\n", serde_json::to_string(value)?))
+    #[derive(Serialize)]
+    struct Stamped<'a, T> {
+        #[serde(flatten)]
+        value: &'a T,
+        build: &'static str,
+    }
+    print(&format!("{}\n", serde_json::to_string(&Stamped { value, build: BUILD })?))
 }
 
 fn stdout_failed(e: io::Error) -> Failure {

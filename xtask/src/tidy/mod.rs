@@ -11,6 +11,7 @@ mod modules;
 mod rust;
 mod sizes;
 mod source;
+mod table;
 mod tree;
 mod words;
 
@@ -54,7 +55,7 @@ impl Fault {
 
 type Rule = fn(&Tree) -> Vec<Fault>;
 
-const RULES: [(&str, Rule); 14] = [
+const RULES: [(&str, Rule); 15] = [
     ("file-length", sizes::file_length),
     ("function-length", sizes::function_length),
     ("file-bytes", sizes::file_bytes),
@@ -67,6 +68,7 @@ const RULES: [(&str, Rule); 14] = [
     ("orphan", modules::orphans),
     ("links", links::relative_links),
     ("changelog", changelog::unreleased),
+    ("table", table::measured),
     ("words", words::denied),
     ("whitespace", words::whitespace),
 ];

@@ -48,6 +48,11 @@ impl Field {
         Ok(Self { map })
     }
 
+    /// Bytes of the field.
+    pub fn bytes(&self) -> usize {
+        self.map.len()
+    }
+
     /// Bytes per second that all threads of the current pool read.
     pub fn read_bytes_s(&self, isa: Isa) -> f64 {
         ceiling::read_bytes_s(isa, bytemuck::cast_slice(&self.map))

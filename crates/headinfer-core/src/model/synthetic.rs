@@ -32,7 +32,8 @@ pub enum Half {
 /// The law of the keys or of the values of one head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SyntheticKv {
-    key: u64,
+    /// Start of the half's stream.
+    pub key: u64,
 }
 
 impl SyntheticKv {
@@ -46,8 +47,12 @@ impl SyntheticKv {
     pub fn value(self, index: u64) -> u16 {
         let z = mix(self.key.wrapping_add(index.wrapping_add(1).wrapping_mul(GOLDEN)));
         let sum = (z & 0xffff) + (z >> 16 & 0xffff) + (z >> 32 & 0xffff) + (z >> 48);
-        let scale = (3.0 / (4.0 * f64::from(u32::MAX))).sqrt() as f32;
-        bf16::from_f32((2 * sum as i64 - 4 * 0xffff) as f32 * scale).to_bits()
+        bf16::from_f32((2 * sum as i64 - 4 * 0xffff) as f32 * Self::scale()).to_bits()
+    }
+
+    /// What the integer is multiplied by.
+    pub fn scale() -> f32 {
+        (3.0 / (4.0 * f64::from(u32::MAX))).sqrt() as f32
     }
 
     /// Fills `out` with the elements from `first` on, with all threads.

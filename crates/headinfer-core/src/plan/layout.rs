@@ -17,7 +17,7 @@ pub const DECODE_ROWS: usize = 16;
 /// Splits a decode attention keeps in flight.
 pub const SPLITS_IN_FLIGHT: usize = 64;
 /// Workspace of a GPU's matrix products: what cuBLASLt's documentation advises for its largest devices.
-const GEMM_WORKSPACE: u64 = 32 * MIB;
+pub const GEMM_WORKSPACE: u64 = 32 * MIB;
 /// Steps that a GPU's host may be ahead of it: each has its own place for token ids.
 pub const STEPS_IN_FLIGHT: usize = 2;
 /// Copies that a streamed block of weights is cut into, so that KV tiles need not wait for all of it.
@@ -93,7 +93,8 @@ pub enum RegionId {
     Ring,
     /// Heads that never leave the device, bf16 `[head][K rows | V rows]`.
     ResidentKv,
-    /// The KV store, bf16 `[layer][kv_head][tile][K rows | V rows]`.
+    /// The KV store, bf16 `[tile][layer][kv_head][K rows | V rows]`: it fills from its start to its end. The last
+    /// of the host's regions.
     HostKv,
     /// All weights, when a GPU streams them: copies need memory that is pinned. Shared ones, then each layer's.
     HostWeights,
@@ -276,6 +277,16 @@ impl Layout {
     /// Rows a head's store holds: the context, up to a whole tile.
     pub fn store_rows(&self) -> usize {
         self.knobs.context.next_multiple_of(self.knobs.tile)
+    }
+
+    /// Host memory that the first `rows` rows of a context need, bytes from its start: all but the KV store, and the
+    /// store's tiles up to the last of them.
+    pub fn host_extent(&self, rows: usize) -> u64 {
+        let Some(store) = self.regions.iter().find(|r| r.id == RegionId::HostKv) else {
+            return self.host_bytes;
+        };
+        let (tiles, all) = (rows.div_ceil(self.knobs.tile), self.store_rows() / self.knobs.tile);
+        store.span.offset + store.span.bytes / all as u64 * tiles.min(all) as u64
     }
 
     /// Bytes of one layer's weights as copied, tensors aligned.
@@ -485,7 +496,7 @@ impl Layout {
         self.knobs.context.next_multiple_of(BLOCK) as u64
     }
 
-    fn host_heads_total(&self, spec: &ModelSpec) -> usize {
+    pub(super) fn host_heads_total(&self, spec: &ModelSpec) -> usize {
         spec.layers * spec.kv_heads - self.knobs.resident_heads
     }
 

@@ -22,8 +22,8 @@ use std::ops::Range;
 pub use choose::{DeviceKind, Overrides, PlacementMode, PlanError, Request, WeightsMode};
 pub use cost::{Cost, Machine};
 pub use layout::{
-    BLOCK, DECODE_ROWS, Knobs, Layout, Memory, Place, Region, RegionId, SPLIT, SPLITS_IN_FLIGHT,
-    STEPS_IN_FLIGHT, Span, WEIGHT_PARTS, WeightPlace,
+    BLOCK, DECODE_ROWS, GEMM_WORKSPACE, Knobs, Layout, Memory, Place, Region, RegionId, SPLIT,
+    SPLITS_IN_FLIGHT, STEPS_IN_FLIGHT, Span, WEIGHT_PARTS, WeightPlace,
 };
 pub use op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step, WeightBlock};
 pub use operands::{Access, Operand, Operands, Role};

@@ -352,8 +352,8 @@ impl Addresses<'_> {
             panic!("layer {layer} head {head} has no store on the host");
         };
         let half = self.plan.knobs().tile as u64 * self.d() * 2;
-        let tiles = (self.layout.store_rows() / self.plan.knobs().tile) as u64;
-        let base = (index as u64 * tiles + tile as u64) * 2 * half;
+        let heads = self.layout.host_heads_total(&self.plan.spec) as u64;
+        let base = (tile as u64 * heads + index as u64) * 2 * half;
         let (offset, bytes) = (first as u64 * self.d() * 2, rows as u64 * self.d() * 2);
         (
             self.layout.span(RegionId::HostKv, base + offset, bytes),

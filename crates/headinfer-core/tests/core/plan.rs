@@ -53,6 +53,28 @@ fn every_schedule_is_free_of_hazards() {
 }
 
 #[test]
+fn a_step_touches_no_host_memory_beyond_its_extent() {
+    let mut draw = Draw(3);
+    let mut tight = 0;
+    for _ in 0..300 {
+        let (plan, step) = random_plan(&mut draw);
+        let extent = plan.layout().host_extent(step.past + step.rows);
+        let commands = plan.schedule(step).commands;
+        let operands = commands.iter().map(|c| plan.operands(&step, &c.op));
+        let spans = operands.flat_map(|o| o.as_slice().to_vec()).map(|o| o.span);
+        let end = spans.filter(|s| s.memory == Memory::Host).map(|s| s.offset + s.bytes).max().unwrap_or(0);
+        assert!(end <= extent, "{end} {extent} {:?} {step:?}", plan.knobs());
+        // The step's own rows are in the last tile of the extent, if any head lives on the host.
+        let tile = plan.knobs().tile;
+        let before = plan.layout().host_extent((step.past + step.rows - 1) / tile * tile);
+        tight += usize::from(end > before);
+        let all = plan.layout().bytes(Memory::Host);
+        assert!(all - plan.layout().host_extent(plan.knobs().context) < 256, "the store comes last");
+    }
+    assert!(tight > 200, "{tight}");
+}
+
+#[test]
 fn removing_any_wait_is_flagged_or_proven_implied() {
     let mut draw = Draw(2);
     let (mut removed, mut flagged) = (0, 0);

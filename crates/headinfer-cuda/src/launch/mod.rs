@@ -36,6 +36,7 @@ pub(crate) struct Kernels {
     swiglu: CUfunction,
     add_bias: CUfunction,
     random_weights: CUfunction,
+    synthetic_kv: CUfunction,
     delay: CUfunction,
     attention_prefill: CUfunction,
     attention_decode: CUfunction,
@@ -75,6 +76,7 @@ impl Kernels {
             swiglu: modules.function("swiglu", 0)?,
             add_bias: modules.function("add_bias", 0)?,
             random_weights: modules.function("random_weights", 0)?,
+            synthetic_kv: modules.function("synthetic_kv", 0)?,
             delay: modules.function("delay", 0)?,
             attention_prefill: prefer_shared(
                 modules.function("attention_prefill", tiling.shared_bytes(head_dim))?,
@@ -114,11 +116,9 @@ impl Modules {
         let c_name = CString::new(name).unwrap_or_default();
         // SAFETY: the modules are loaded.
         let find = |m: &CUmodule| unsafe { result::module::get_function(*m, c_name.clone()) }.ok();
-        let function = self.0.iter().find_map(find).ok_or_else(|| CudaError::Call {
-            call: "cuModuleGetFunction",
-            text: format!("no kernel {name}"),
-            out_of_memory: false,
-        })?;
+        let function = self.0.iter().find_map(find);
+        let function =
+            function.ok_or_else(|| CudaError::call("cuModuleGetFunction", format!("no kernel {name}")))?;
         if shared > 0 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is alive.

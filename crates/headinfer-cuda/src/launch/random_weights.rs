@@ -1,7 +1,8 @@
-//! Random weights, made where they are used.
+//! Random weights and a synthetic past, made where they are used.
 
 use cudarc::driver::sys::CUstream;
 use headinfer_core::model::random::RandomLaw;
+use headinfer_core::model::synthetic::SyntheticKv;
 
 use super::{Kernels, Spread, blocks, launch};
 use crate::arena::Pointer;
@@ -17,6 +18,15 @@ struct RandomParams {
     key: u64,
     scale: f32,
     offset: f32,
+}
+
+#[repr(C)]
+struct SyntheticParams {
+    to: Pointer,
+    count: u64,
+    first: u64,
+    key: u64,
+    scale: f32,
 }
 
 impl Kernels {
@@ -40,5 +50,21 @@ impl Kernels {
                 &mut params,
             )
         }
+    }
+
+    /// `count` elements from index `first` of half a head's synthetic past under `law`, bf16.
+    pub(crate) fn synthetic_kv(
+        &self,
+        stream: CUstream,
+        law: SyntheticKv,
+        first: u64,
+        to: Pointer,
+        count: u64,
+    ) -> Result<(), CudaError> {
+        let mut params = SyntheticParams { to, count, first, key: law.key, scale: SyntheticKv::scale() };
+        let grid = (blocks(count, THREADS).min(BLOCKS_MAX), 1);
+        let spread = Spread { grid, block: THREADS, shared: 0 };
+        // SAFETY: the kernel's layout; the range is rows of one head, or as many elements of staging.
+        unsafe { launch(self.synthetic_kv, &spread, stream, "synthetic_kv", &mut params) }
     }
 }

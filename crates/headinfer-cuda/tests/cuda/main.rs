@@ -3,6 +3,7 @@
 
 mod kernels;
 mod large;
+mod measure;
 mod models;
 mod ops;
 mod placement;

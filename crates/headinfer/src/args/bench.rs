@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use headinfer_core::units::parse_tokens;
 
-use super::EngineArgs;
+use super::{DeviceChoice, EngineArgs};
 
 /// Measure the engine, each figure beside the ceiling of this machine in the same run.
 #[derive(Debug, Args)]
@@ -15,7 +15,9 @@ Examples:
   headinfer bench memory --plot memory.svg
   headinfer bench prefill -m random:small --context 16k
   headinfer bench decode -m random:small --context 128k --synthetic
-  headinfer bench overlap -m random:small --context 16k --placement offload --trace trace.json")]
+  headinfer bench overlap -m random:small --context 16k --placement offload --trace trace.json
+  headinfer bench attention --device cpu
+  headinfer bench link")]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     pub(crate) what: Bench,
@@ -28,10 +30,8 @@ pub(crate) enum Bench {
     Prefill(PrefillArgs),
     Decode(DecodeArgs),
     Overlap(OverlapArgs),
-    /// Attention kernels of a GPU alone; needs CUDA.
-    Attention,
-    /// Copies between host and device; needs CUDA.
-    Link,
+    Attention(AttentionArgs),
+    Link(LinkArgs),
 }
 
 /// Device memory by context, planned, beside the layouts that the HeadInfer paper compares. Nothing is run.
@@ -82,7 +82,10 @@ pub(crate) struct MeasureArgs {
     pub(crate) engine: EngineArgs,
 }
 
-/// Prefill of random ids: time, attention against the FMA peak, copies hidden.
+/// Prefill of random ids: time against the floor, attention against its ceiling, copies hidden.
+///
+/// On the CPU the floor is by the planner's rates and attention's ceiling is the multiply-add peak; on a GPU both are
+/// measured in the run, before it and after it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -97,7 +100,7 @@ pub(crate) struct PrefillArgs {
     pub(crate) at: Option<usize>,
 }
 
-/// Decode at the end of a context: time per token, KV read against the memory's bandwidth.
+/// Decode at the end of a context: time per token against the floor, KV read or copied against the bandwidth.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -107,7 +110,7 @@ pub(crate) struct DecodeArgs {
     #[command(flatten)]
     pub(crate) measure: MeasureArgs,
 
-    /// Tokens to decode; figures are their medians.
+    /// Tokens to decode; the time is their median.
     #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 16)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) tokens: u32,
@@ -126,4 +129,62 @@ pub(crate) struct OverlapArgs {
     /// Write the commands with their times in Chrome's trace format.
     #[arg(long, value_name = "FILE.json")]
     pub(crate) trace: Option<PathBuf>,
+}
+
+/// Attention kernels alone: prefill, causal and over a past, and decode.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  headinfer bench attention
+  headinfer bench attention --device cpu --head-dim 64 --json")]
+pub(crate) struct AttentionArgs {
+    /// What computes; auto takes the GPU when there is one.
+    #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
+    #[arg(env = "HEADINFER_DEVICE", hide_env_values = true)]
+    pub(crate) device: DeviceChoice,
+
+    /// Elements of a head: a multiple of 8.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = head_dim)]
+    pub(crate) head_dim: usize,
+
+    /// On a GPU, tokens of the past per launch, a multiple of 256.
+    #[arg(long, value_name = "N", default_value = "32k", value_parser = tile)]
+    pub(crate) tile: usize,
+
+    /// Worker threads on the CPU; default one per core.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(env = "HEADINFER_THREADS", hide_env_values = true)]
+    pub(crate) threads: Option<u16>,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Copies between pinned host memory and a GPU by size, one way and both, and copies within the GPU; needs CUDA.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  headinfer bench link --json > link.json")]
+pub(crate) struct LinkArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Widest head that is measured.
+const HEAD_DIM_MAX: usize = 256;
+/// Longest tile that is measured.
+const TILE_MAX: usize = 1 << 20;
+
+fn head_dim(text: &str) -> Result<usize, String> {
+    let fits = |n: &usize| (8..=HEAD_DIM_MAX).contains(n) && n.is_multiple_of(8);
+    let help = || format!("'{text}' is not a multiple of 8 up to {HEAD_DIM_MAX}");
+    text.parse().ok().filter(fits).ok_or_else(help)
+}
+
+fn tile(text: &str) -> Result<usize, String> {
+    let fits = |n: &usize| (256..=TILE_MAX).contains(n) && n.is_multiple_of(256);
+    let help = || format!("'{text}' is not a multiple of 256 up to {TILE_MAX}");
+    parse_tokens(text).ok().filter(fits).ok_or_else(help)
 }

@@ -17,7 +17,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-pub(crate) use bench::{Bench, BenchArgs, DecodeArgs, MeasureArgs, MemoryArgs, OverlapArgs, PrefillArgs};
+pub(crate) use bench::{
+    AttentionArgs, Bench, BenchArgs, DecodeArgs, LinkArgs, MeasureArgs, MemoryArgs, OverlapArgs, PrefillArgs,
+};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use environment::Environment;
 pub(crate) use logits::LogitsArgs;

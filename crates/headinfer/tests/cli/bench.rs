@@ -29,6 +29,12 @@ fn measured(line: &str) -> Value {
     for field in ["seconds", "attention_tflops", "attention_of_peak", "host_gb_s", "read_peak_gb_s"] {
         assert!(report[field].as_f64().unwrap() > 0.0, "{field}: {report}");
     }
+    let floor = &report["floor"];
+    let of = |name: &str| floor[name].as_f64().unwrap();
+    assert_eq!(report["floor_s"], floor["total_s"]);
+    let busiest = (of("attention_s") + of("gemm_s")).max(of("link_s")).max(of("device_s"));
+    assert!(of("total_s") >= busiest * 0.999 && of("weights_s") <= of("device_s"), "{floor}");
+    assert!(!report["build"].as_str().unwrap().is_empty());
     assert_eq!(report["device_peak_bytes"], report["plan_device_bytes"]);
     assert_eq!(report["host_bytes"], report["plan_host_bytes"]);
     let hash = report["logits_hash"].as_str().unwrap();
@@ -58,8 +64,16 @@ fn a_synthetic_past_is_the_same_wherever_it_is_kept() {
 
 #[test]
 fn decode_after_a_real_prefill_is_measured() {
-    let report = measured("bench decode -m random:tiny --device cpu -c 300 -n 4 --json");
-    assert_eq!(report["tokens"], 1);
+    let report = measured("bench decode -m random:tiny --device cpu -c 300 -n 4 --placement offload --json");
+    assert_eq!((&report["tokens"], &report["repetitions"]["count"]), (&1.into(), &4.into()));
+    let [least, median, most] =
+        [&report["repetitions"]["least_s"], &report["seconds"], &report["repetitions"]["most_s"]]
+            .map(|x| x.as_f64().unwrap());
+    assert!(0.0 < least && least <= median && median <= most);
+    // 2 layers, 2 KV heads of 16, K and V in bf16: what one token adds is all that travels back.
+    assert_eq!(report["bytes_out"], 2 * 2 * 2 * 16 * 2);
+    // The tokens whose commands are timed have pasts of 296 to 299.
+    assert_eq!(report["bytes_in"].as_f64().unwrap(), (2 * 2 * 2 * 16 * 2) as f64 * 297.5);
 }
 
 #[test]
@@ -106,9 +120,32 @@ fn overlap_writes_a_trace_of_every_lane() {
 }
 
 #[test]
+fn attention_on_the_cpu_is_measured_against_its_ceilings() {
+    let report = run("bench attention --device cpu --head-dim 32 --json").json();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!((rows.len(), &report["head_dim"]), (4, &32.into()));
+    for row in rows {
+        let rate = if row["what"] == "decode" { "gb_s" } else { "tflops" };
+        for field in ["ms", "of_peak", rate] {
+            assert!(row[field].as_f64().unwrap() > 0.0, "{field}: {row}");
+        }
+    }
+}
+
+#[test]
+fn copies_are_measured_where_there_is_a_card_and_refused_where_there_is_none() {
+    let ran = run("bench link --json");
+    if ran.code == 0 {
+        assert_eq!(ran.json()["rows"].as_array().unwrap().len(), 9);
+    } else {
+        ran.fails(1, &["no CUDA device can be used"]);
+    }
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
-    run("bench link").fails(2, &["bench link measures a CUDA device", "hint: "]);
-    run("bench attention").fails(2, &["bench attention measures a CUDA device"]);
+    run("bench attention --head-dim 12").fails(2, &["12", "multiple of 8"]);
+    run("bench attention --tile 100").fails(2, &["100", "multiple of 256"]);
     run("bench speed").fails(2, &["speed"]);
     let tiny = "-m random:tiny --device cpu";
     run(&format!("bench prefill {tiny} -c 100 --at 100")).fails(2, &["--at 100", "--context 100"]);
@@ -136,6 +173,8 @@ fn doctor_keeps_its_figures_for_the_planner() {
     }
     let kept = report["kept"].as_str().unwrap();
     assert!(std::fs::read_to_string(kept).unwrap().contains("measured by headinfer doctor"));
+    let date = report["machine"]["source"].as_str().unwrap();
+    assert!(date.contains(" on 20") && date.contains(" with "), "{date}");
     let planned = run("plan -m random:tiny -c 4k --device cpu --json").json();
     assert!(planned["machine"].as_str().unwrap().starts_with("measured by headinfer doctor"), "{planned}");
 

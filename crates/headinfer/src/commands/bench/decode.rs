@@ -1,14 +1,21 @@
 //! `bench decode`: single tokens at the end of a context.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use headinfer_core::plan::report::seconds;
 
-use super::steps::{Bench, Measured, Report, random_ids};
+use super::ceilings::Floor;
+use super::report::{Report, Spread};
+use super::steps::{Bench, Copied, Measured, random_ids};
 use crate::args::{DecodeArgs, Environment};
 use crate::error::Failure;
 use crate::{interrupt, output};
 
-/// Measures and prints; figures are medians over the tokens.
+/// Tokens whose commands are timed too, after those that are counted.
+const OBSERVED: usize = 4;
+
+/// Measures and prints; the time is the median over the tokens.
 ///
 /// # Errors
 /// When the model cannot be run, or the context holds no past.
@@ -19,21 +26,22 @@ pub(crate) fn run(args: &DecodeArgs, environment: &Environment) -> Result<()> {
         return Err(Failure::usage(message).hint("give a larger --context or a smaller -n").into());
     }
     let (past, seed) = (context - tokens, args.measure.seed);
-    let mut bench = Bench::open(&args.measure, environment)?;
+    let (mut bench, meter) = Bench::metered(&args.measure, environment)?;
     let ids = random_ids(context, bench.session.plan().spec.vocab, seed);
+    let begun = Instant::now();
     match args.synthetic {
         true => bench.session.assume_past(past, seed)?,
         false => drop(bench.prefill(&ids[..past])?),
     }
-    let _cooperative = interrupt::cooperative();
-    let mut steps = Vec::with_capacity(tokens);
-    for id in &ids[past..] {
-        steps.push(bench.step(&[*id], 1)?);
-        if interrupt::requested() {
-            return Err(interrupt::interrupted(&format!("after {} tokens", steps.len())).into());
-        }
-    }
-    let report = Report::new(&bench, &median(&steps));
+    let past_s = Some(begun.elapsed().as_secs_f64());
+    let (times, hash) = counted(&mut bench, &ids[past..])?;
+    bench.session.rewind(past);
+    let observed = observed(&mut bench, &ids[past..][..tokens.min(OBSERVED)])?;
+    let end = bench.finish(meter)?;
+    let middle = &observed.steps[observed.steps.len() / 2];
+    let floor = Floor::of(&end.0, std::slice::from_ref(middle), &end.2);
+    let report = Report { past_s, ..Report::new(end, &Measured { logits_hash: hash, ..observed }, floor) };
+    let report = report.timed(1, median(&times), spread(&times));
     if args.measure.json {
         return output::print_json(&report);
     }
@@ -44,22 +52,54 @@ pub(crate) fn run(args: &DecodeArgs, environment: &Environment) -> Result<()> {
     output::print(&(line + &report.text()))
 }
 
-/// The step of median time, with medians of what rates are made of; copies are summed over all.
-fn median(steps: &[Measured]) -> Measured {
-    let of = |value: &dyn Fn(&Measured) -> f64| {
-        let mut all: Vec<f64> = steps.iter().map(value).collect();
-        all.sort_by(f64::total_cmp);
-        all.get(all.len() / 2).copied().unwrap_or(0.0)
-    };
-    let mut all = Measured::default();
-    steps.iter().for_each(|step| all.add(step.clone()));
-    Measured {
-        tokens: 1,
-        seconds: of(&|s| s.seconds),
-        floor_s: of(&|s| s.floor_s),
-        attention_s: of(&|s| s.attention_s),
-        attention_flop: of(&|s| s.attention_flop),
-        kv_bytes: of(&|s| s.kv_bytes),
-        ..all
+/// Times of the tokens, and the hash of the last one's logits.
+fn counted(bench: &mut Bench, ids: &[u32]) -> Result<(Vec<f64>, String)> {
+    let _cooperative = interrupt::cooperative();
+    bench.warm(&ids[..1])?;
+    let (mut times, mut hash) = (Vec::with_capacity(ids.len()), String::new());
+    for id in ids {
+        let (seconds, of_logits) = bench.timed(&[*id], 1)?;
+        times.push(seconds);
+        hash = of_logits;
+        if interrupt::requested() {
+            return Err(interrupt::interrupted(&format!("after {} tokens", times.len())).into());
+        }
     }
+    Ok((times, hash))
+}
+
+/// What the lanes do for one token: the mean of some.
+fn observed(bench: &mut Bench, ids: &[u32]) -> Result<Measured> {
+    let mut sum = Measured::default();
+    for id in ids {
+        sum.add(bench.step(&[*id], 1)?);
+    }
+    let count = ids.len();
+    let one = |of: f64| of / count as f64;
+    let lane = |of: Copied| Copied { bytes: of.bytes / count as u64, seconds: one(of.seconds) };
+    Ok(Measured {
+        tokens: 1,
+        seconds: one(sum.seconds),
+        attention_s: one(sum.attention_s),
+        attention_flop: one(sum.attention_flop),
+        kv_bytes: one(sum.kv_bytes),
+        host_bytes: one(sum.host_bytes),
+        host_s: one(sum.host_s),
+        to_device: lane(sum.to_device),
+        to_host: lane(sum.to_host),
+        copy_s: one(sum.copy_s),
+        copy_hidden_s: one(sum.copy_hidden_s),
+        ..sum
+    })
+}
+
+fn median(times: &[f64]) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+fn spread(times: &[f64]) -> Spread {
+    let least_s = times.iter().copied().fold(f64::INFINITY, f64::min);
+    Spread { count: times.len(), least_s, most_s: times.iter().copied().fold(0.0, f64::max) }
 }

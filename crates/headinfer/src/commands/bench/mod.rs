@@ -1,15 +1,18 @@
 //! `headinfer bench`: one file per measurement.
 
+mod attention;
+mod ceilings;
 mod decode;
+mod link;
 mod memory;
 mod overlap;
 mod prefill;
+mod report;
 mod steps;
 
 use anyhow::Result;
 
 use crate::args::{Bench, BenchArgs, Environment};
-use crate::error::Failure;
 
 /// Runs the measurement.
 ///
@@ -21,13 +24,7 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
         Bench::Prefill(args) => prefill::run(args, environment),
         Bench::Decode(args) => decode::run(args, environment),
         Bench::Overlap(args) => overlap::run(args, environment),
-        Bench::Attention => Err(needs_cuda("attention")),
-        Bench::Link => Err(needs_cuda("link")),
+        Bench::Attention(args) => attention::run(args, environment),
+        Bench::Link(args) => link::run(args, environment),
     }
-}
-
-fn needs_cuda(what: &str) -> anyhow::Error {
-    Failure::usage(format!("bench {what} measures a CUDA device alone, and is not part of this build"))
-        .hint("give bench prefill, decode or overlap; headinfer doctor measures memory")
-        .into()
 }

@@ -28,18 +28,20 @@ pub(crate) fn run(args: &OverlapArgs, environment: &Environment) -> Result<()> {
     }
     bench.session.assume_past(context - chunk, args.measure.seed)?;
     let ids = random_ids(chunk, plan.spec.vocab, args.measure.seed);
+    bench.warm(&ids)?;
     let measured = bench.step(&ids, 1)?;
     let timeline = bench.session.backend().timeline();
     if let Some(path) = &args.trace {
         output::write_file(path, trace(timeline).to_string().as_bytes())?;
     }
-    let copied = measured.copy_s > 0.0;
     let report = Report {
         context,
         rows: chunk,
         seconds: measured.seconds,
-        copy_hidden_fraction: if copied { measured.copy_hidden_s / measured.copy_s } else { 1.0 },
-        link_gb_s: if copied { measured.copied_bytes as f64 / 1e9 / measured.copy_s } else { 0.0 },
+        copy_hidden_fraction: measured.hidden(),
+        link_gb_s: measured.link_bytes_s() / 1e9,
+        bytes_in: measured.to_device.bytes,
+        bytes_out: measured.to_host.bytes,
         lanes: Lane::ALL.iter().map(|lane| LaneReport::new(*lane, timeline)).collect(),
     };
     if args.measure.json { output::print_json(&report) } else { output::print(&report.text()) }
@@ -53,6 +55,9 @@ struct Report {
     seconds: f64,
     copy_hidden_fraction: f64,
     link_gb_s: f64,
+    /// Copied to the device and from it.
+    bytes_in: u64,
+    bytes_out: u64,
     lanes: Vec<LaneReport>,
 }
 
@@ -95,7 +100,7 @@ impl Report {
         let hidden = 100.0 * self.copy_hidden_fraction;
         text += &match self.link_gb_s {
             0.0 => "nothing was copied\n".to_owned(),
-            rate => format!("copies at {rate:.1} GB/s, {hidden:.0} % of their time behind arithmetic\n"),
+            rate => format!("copies at {rate:.1} GB/s, {hidden:.1} % of their time behind arithmetic\n"),
         };
         text
     }

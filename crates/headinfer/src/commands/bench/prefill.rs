@@ -1,9 +1,13 @@
 //! `bench prefill`: random ids from nothing, or from a depth over a synthetic past.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use headinfer_core::plan::report::seconds;
 
-use super::steps::{Bench, Report, random_ids};
+use super::ceilings::Floor;
+use super::report::Report;
+use super::steps::{Bench, random_ids};
 use crate::args::{Environment, PrefillArgs};
 use crate::error::Failure;
 use crate::output;
@@ -18,13 +22,18 @@ pub(crate) fn run(args: &PrefillArgs, environment: &Environment) -> Result<()> {
         let message = format!("--at {at} leaves nothing to take in of --context {context}");
         return Err(Failure::usage(message).hint("give --at below --context").into());
     }
-    let mut bench = Bench::open(&args.measure, environment)?;
+    let (mut bench, meter) = Bench::metered(&args.measure, environment)?;
+    let begun = Instant::now();
     if at > 0 {
         bench.session.assume_past(at, args.measure.seed)?;
     }
+    let past_s = (at > 0).then(|| begun.elapsed().as_secs_f64());
     let ids = random_ids(context - at, bench.session.plan().spec.vocab, args.measure.seed);
+    bench.warm(&ids)?;
     let measured = bench.prefill(&ids)?;
-    let report = Report::new(&bench, &measured);
+    let end = bench.finish(meter)?;
+    let floor = Floor::of(&end.0, &measured.steps, &end.2);
+    let report = Report { past_s, ..Report::new(end, &measured, floor) };
     if args.measure.json {
         return output::print_json(&report);
     }

@@ -1,45 +1,77 @@
 //! Running steps under measurement: how long, how much attention in how much of that time, what was copied.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use headinfer_core::backend::{Stats, Timed};
 use headinfer_core::engine::{Progress, Session};
-use headinfer_core::plan::{Lane, Op, Plan, Step};
-use headinfer_core::units::Bytes;
-use serde::Serialize;
+use headinfer_core::plan::{DeviceKind, Lane, Op, Plan, Step};
 
+use super::ceilings::{Ceilings, Meter};
 use crate::args::{Environment, MeasureArgs};
-use crate::measure::Ceilings;
-use crate::model_source::ModelSource;
+use crate::model_source::{Model, ModelSource};
 use crate::progress::Prefill;
-use crate::{device, interrupt, measure, open, summary};
+use crate::{device, interrupt, open, summary};
 
-/// A model opened for measurement, and the ceilings of the machine before it ran.
+/// A model opened for measurement.
 pub(super) struct Bench {
     pub(super) session: Session,
-    ceilings: Ceilings,
-    field: headinfer_core::cpu::measure::Field,
-    pool: rayon::ThreadPool,
 }
 
 impl Bench {
-    /// Loads, plans and opens; measures ceilings.
+    /// Loads, plans and opens.
     ///
     /// # Errors
-    /// When the model cannot be loaded, nothing fits, or the system refuses memory or threads.
+    /// When the model cannot be loaded, nothing fits, or the system refuses memory.
     pub(super) fn open(args: &MeasureArgs, environment: &Environment) -> Result<Self> {
-        let source = ModelSource::parse(&args.model)?;
-        let device = device::choose(args.engine.device)?;
-        let model = source.find(&environment.hub)?;
-        let request = open::request(model.generated_bytes(), device, args.context, &args.engine, environment);
-        let plan = open::plan(&model.spec, &request)?;
-        let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
+        let (model, plan) = prepare(args, environment)?;
+        Self::of_plan(&model, plan, args, environment)
+    }
+
+    /// As [`Bench::open`], with the machine's ceilings measured before.
+    ///
+    /// # Errors
+    /// As [`Bench::open`], and when the ceilings cannot be measured.
+    pub(super) fn metered(args: &MeasureArgs, environment: &Environment) -> Result<(Self, Meter)> {
+        let (model, plan) = prepare(args, environment)?;
+        let meter = Meter::start(&plan, args.engine.threads, environment.cache.as_deref())?;
+        Ok((Self::of_plan(&model, plan, args, environment)?, meter))
+    }
+
+    fn of_plan(
+        model: &Model,
+        plan: Arc<Plan>,
+        args: &MeasureArgs,
+        environment: &Environment,
+    ) -> Result<Self> {
+        let mut session = open::session(model, plan, &args.engine, environment.cache.as_deref())?;
         session.backend_mut().record_timeline(true);
-        let pool = measure::pool(args.engine.threads)?;
-        let field = pool.install(measure::field)?;
-        let ceilings = pool.install(|| Ceilings::measure(&field));
-        Ok(Self { session, ceilings, field, pool })
+        Ok(Self { session })
+    }
+
+    /// Frees everything and measures the ceilings once more. The statistics are the backend's at its end.
+    ///
+    /// # Errors
+    /// When the ceilings cannot be measured.
+    pub(super) fn finish(self, meter: Meter) -> Result<(Arc<Plan>, Stats, Ceilings)> {
+        let (plan, stats) = (self.session.plan().clone(), self.session.backend().stats());
+        drop(self.session);
+        Ok((plan, stats, meter.finish()?))
+    }
+
+    /// A step that is not counted: a GPU loads kernels when they are first used. Leaves the session as it was.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub(super) fn warm(&mut self, ids: &[u32]) -> Result<()> {
+        let (knobs, start) = (self.session.plan().knobs(), self.session.tokens().len());
+        if knobs.device == DeviceKind::Cuda {
+            let rows = knobs.chunk.min(ids.len());
+            self.session.step(&ids[..rows], 1)?;
+            self.session.rewind(start);
+        }
+        Ok(())
     }
 
     /// Takes in `ids` in steps of at most a chunk. Logits are computed for the last row of the last.
@@ -51,15 +83,15 @@ impl Bench {
         let plan = self.session.plan().clone();
         let start = self.session.tokens().len();
         let steps = steps(&plan, start, ids.len());
-        let floors: Vec<f64> =
-            steps.iter().map(|s| plan.step_cost(s).floor_s(&plan.request.machine)).collect();
-        let mut total = Measured { floor_s: floors.iter().sum(), ..Measured::default() };
-        let (mut bar, mut floor_done) = (Prefill::new(ids.len()), 0.0);
-        for (step, floor) in steps.iter().zip(&floors) {
+        let work: Vec<f64> = steps.iter().map(|s| plan.step_cost(s).floor_s(&plan.request.machine)).collect();
+        let all: f64 = work.iter().sum();
+        let mut total = Measured::default();
+        let (mut bar, mut done) = (Prefill::new(ids.len()), 0.0);
+        for (step, work) in steps.iter().zip(&work) {
             let from = step.past - start;
             total.add(self.step(&ids[from..from + step.rows], step.logit_rows)?);
-            floor_done += floor;
-            let left = total.seconds * (total.floor_s / floor_done - 1.0);
+            done += work;
+            let left = total.seconds * (all / done - 1.0);
             let remaining = Duration::try_from_secs_f64(left).unwrap_or(Duration::ZERO);
             let elapsed = Duration::from_secs_f64(total.seconds);
             bar.update(&Progress { done: from + step.rows, total: ids.len(), elapsed, remaining });
@@ -70,7 +102,20 @@ impl Bench {
         Ok(total)
     }
 
-    /// One step.
+    /// Seconds of one step whose commands are not timed, which costs a little, and the hash of its logits.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub(super) fn timed(&mut self, ids: &[u32], logit_rows: usize) -> Result<(f64, String)> {
+        self.session.backend_mut().record_timeline(false);
+        let begun = Instant::now();
+        let hash = summary::hash(self.session.step(ids, logit_rows)?);
+        let seconds = begun.elapsed().as_secs_f64();
+        self.session.backend_mut().record_timeline(true);
+        Ok((seconds, hash))
+    }
+
+    /// One step, its commands timed.
     ///
     /// # Errors
     /// When the engine fails.
@@ -84,15 +129,17 @@ impl Bench {
         let mut measured = Measured::default();
         measured.attention(&plan, &step, self.session.backend().timeline());
         measured.copies(&before, &self.session.backend().stats());
-        measured.floor_s = plan.step_cost(&step).floor_s(&plan.request.machine);
-        Ok(Measured { tokens: ids.len(), seconds, logits_hash: hash, ..measured })
+        Ok(Measured { steps: vec![step], tokens: ids.len(), seconds, logits_hash: hash, ..measured })
     }
+}
 
-    /// Ceilings, measured once more: the higher of before and after counts.
-    pub(super) fn ceilings(&self) -> Ceilings {
-        let field = &self.field;
-        self.ceilings.or(self.pool.install(|| Ceilings::measure(field)))
-    }
+fn prepare(args: &MeasureArgs, environment: &Environment) -> Result<(Model, Arc<Plan>)> {
+    let source = ModelSource::parse(&args.model)?;
+    let device = device::choose(args.engine.device)?;
+    let model = source.find(&environment.hub)?;
+    let request = open::request(model.generated_bytes(), device, args.context, &args.engine, environment);
+    let plan = open::plan(&model.spec, &request)?;
+    Ok((model, plan))
 }
 
 /// Steps that take in `rows` tokens after `start`.
@@ -108,56 +155,97 @@ fn steps(plan: &Plan, start: usize, rows: usize) -> Vec<Step> {
 /// What some steps did.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Measured {
+    pub(super) steps: Vec<Step>,
     pub(super) tokens: usize,
     pub(super) seconds: f64,
-    pub(super) floor_s: f64,
     /// Time during which some lane attended.
     pub(super) attention_s: f64,
     pub(super) attention_flop: f64,
     /// K and V that attention read.
     pub(super) kv_bytes: f64,
-    pub(super) copied_bytes: u64,
+    /// Of them, those that the CPU read from the host's memory, and the time it took.
+    pub(super) host_bytes: f64,
+    pub(super) host_s: f64,
+    /// Copies to the device, and from it.
+    pub(super) to_device: Copied,
+    pub(super) to_host: Copied,
     pub(super) copy_s: f64,
     pub(super) copy_hidden_s: f64,
     pub(super) logits_hash: String,
 }
 
+/// Copies of one lane.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Copied {
+    pub(super) bytes: u64,
+    /// While one ran.
+    pub(super) seconds: f64,
+}
+
 impl Measured {
     pub(super) fn add(&mut self, step: Measured) {
+        self.steps.extend(step.steps);
         self.tokens += step.tokens;
         self.seconds += step.seconds;
         self.attention_s += step.attention_s;
         self.attention_flop += step.attention_flop;
         self.kv_bytes += step.kv_bytes;
-        self.copied_bytes += step.copied_bytes;
+        self.host_bytes += step.host_bytes;
+        self.host_s += step.host_s;
+        for (to, from) in [(&mut self.to_device, step.to_device), (&mut self.to_host, step.to_host)] {
+            to.bytes += from.bytes;
+            to.seconds += from.seconds;
+        }
         self.copy_s += step.copy_s;
         self.copy_hidden_s += step.copy_hidden_s;
         self.logits_hash = step.logits_hash;
     }
 
     fn attention(&mut self, plan: &Plan, step: &Step, timeline: &[Timed]) {
+        if timeline.is_empty() {
+            return;
+        }
         let schedule = plan.schedule(*step);
-        let mut busy = Vec::new();
+        // On the CPU device everything lies in the host's memory.
+        let all_host = plan.knobs().device == DeviceKind::Cpu;
+        let (mut busy, mut host) = (Vec::new(), Vec::new());
         for timed in timeline {
             let op = &schedule.commands[timed.command].op;
-            let cost = plan.command_cost(step, op);
-            match op {
-                Op::Attend { .. } => self.kv_bytes += cost.device_bytes,
-                Op::AttendHost { .. } => self.kv_bytes += cost.host_bytes,
-                _ => continue,
+            if !matches!(op, Op::Attend { .. } | Op::AttendHost { .. }) {
+                continue;
             }
+            let cost = plan.command_cost(step, op);
             self.attention_flop += cost.attention_flop;
+            self.kv_bytes += cost.device_bytes + cost.host_bytes;
             busy.push((timed.start, timed.end));
+            if all_host || timed.lane == Lane::Host {
+                self.host_bytes += cost.device_bytes + cost.host_bytes;
+                host.push((timed.start, timed.end));
+            }
         }
         self.attention_s += covered(busy).as_secs_f64();
+        self.host_s += covered(host).as_secs_f64();
     }
 
     fn copies(&mut self, before: &Stats, after: &Stats) {
-        let copied =
-            |stats: &Stats| [Lane::In, Lane::Out].map(|l| stats.bytes[l.index()]).iter().sum::<u64>();
-        self.copied_bytes = copied(after) - copied(before);
+        let lane = |lane: Lane| Copied {
+            bytes: after.bytes[lane.index()] - before.bytes[lane.index()],
+            seconds: (after.busy[lane.index()] - before.busy[lane.index()]).as_secs_f64(),
+        };
+        (self.to_device, self.to_host) = (lane(Lane::In), lane(Lane::Out));
         self.copy_s = (after.copy - before.copy).as_secs_f64();
         self.copy_hidden_s = (after.copy_hidden - before.copy_hidden).as_secs_f64();
+    }
+
+    /// Copies while they ran, bytes/s: to the device, or from it where none went there; 0 without copies.
+    pub(super) fn link_bytes_s(&self) -> f64 {
+        let way = if self.to_device.bytes > 0 { self.to_device } else { self.to_host };
+        if way.seconds > 0.0 { way.bytes as f64 / way.seconds } else { 0.0 }
+    }
+
+    /// Share of the copies' time during which arithmetic ran too; 1 without copies.
+    pub(super) fn hidden(&self) -> f64 {
+        if self.copy_s > 0.0 { self.copy_hidden_s / self.copy_s } else { 1.0 }
     }
 }
 
@@ -170,106 +258,6 @@ fn covered(mut intervals: Vec<(Duration, Duration)>) -> Duration {
         end = end.max(to);
     }
     total
-}
-
-/// What `bench prefill` and `bench decode` print.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Report {
-    pub(super) model: String,
-    pub(super) context: usize,
-    pub(super) tokens: usize,
-    pub(super) seconds: f64,
-    pub(super) tokens_per_s: f64,
-    pub(super) floor_s: f64,
-    pub(super) ratio_to_floor: f64,
-    /// Whose rates the floor uses.
-    pub(super) machine: String,
-    pub(super) attention_tflops: f64,
-    /// f32 multiply-add peak of all threads, measured in this run.
-    pub(super) fma_peak_tflops: f64,
-    pub(super) attention_of_peak: f64,
-    /// K and V read by attention while it ran.
-    pub(super) host_gb_s: f64,
-    /// Memory read by all threads, measured in this run.
-    pub(super) read_peak_gb_s: f64,
-    pub(super) read_of_peak: f64,
-    /// Share of the time in attention.
-    pub(super) attention_fraction: f64,
-    /// Copies while they ran; 0 when nothing was copied.
-    pub(super) link_gb_s: f64,
-    pub(super) copy_hidden_fraction: f64,
-    pub(super) device_peak_bytes: u64,
-    pub(super) plan_device_bytes: u64,
-    pub(super) host_bytes: u64,
-    pub(super) plan_host_bytes: u64,
-    pub(super) logits_hash: String,
-}
-
-impl Report {
-    pub(super) fn new(bench: &Bench, measured: &Measured) -> Self {
-        let (plan, stats, ceilings) =
-            (bench.session.plan(), bench.session.backend().stats(), bench.ceilings());
-        let rate = |amount: f64, s: f64| if s > 0.0 { amount / s } else { 0.0 };
-        let m = measured;
-        let (flops, read) = (rate(m.attention_flop, m.attention_s), rate(m.kv_bytes, m.attention_s));
-        Self {
-            model: plan.spec.name.clone(),
-            context: plan.knobs().context,
-            tokens: m.tokens,
-            seconds: m.seconds,
-            tokens_per_s: rate(m.tokens as f64, m.seconds),
-            floor_s: m.floor_s,
-            ratio_to_floor: rate(m.seconds, m.floor_s),
-            machine: plan.request.machine.source.clone(),
-            attention_tflops: flops / 1e12,
-            fma_peak_tflops: ceilings.fma_flops / 1e12,
-            attention_of_peak: rate(flops, ceilings.fma_flops),
-            host_gb_s: read / 1e9,
-            read_peak_gb_s: ceilings.read_bytes_s / 1e9,
-            read_of_peak: rate(read, ceilings.read_bytes_s),
-            attention_fraction: rate(m.attention_s, m.seconds),
-            link_gb_s: rate(m.copied_bytes as f64 / 1e9, m.copy_s),
-            copy_hidden_fraction: if m.copy_s > 0.0 { m.copy_hidden_s / m.copy_s } else { 1.0 },
-            device_peak_bytes: stats.device_bytes,
-            plan_device_bytes: plan.device_bytes(),
-            host_bytes: stats.host_bytes,
-            plan_host_bytes: plan.host_bytes(),
-            logits_hash: m.logits_hash.clone(),
-        }
-    }
-
-    /// The lines after the first.
-    pub(super) fn text(&self) -> String {
-        let percent = |share: f64| 100.0 * share;
-        let copies = match self.link_gb_s {
-            0.0 => "nothing was copied".to_owned(),
-            rate => format!("{rate:.1} GB/s, {:.0} % hidden", percent(self.copy_hidden_fraction)),
-        };
-        format!(
-            "  floor       {:.3} s, ratio {:.2} ({})\n  \
-             attention   {:.1} GFLOP/s, {:.0} % of the FMA peak of {:.1}; {:.0} % of the time\n  \
-             KV read     {:.2} GB/s, {:.0} % of the read bandwidth of {:.1}\n  \
-             copies      {copies}\n  \
-             device      {} of {} planned\n  \
-             host        {} of {} planned\n  \
-             logits      {}\n",
-            self.floor_s,
-            self.ratio_to_floor,
-            self.machine,
-            1e3 * self.attention_tflops,
-            percent(self.attention_of_peak),
-            1e3 * self.fma_peak_tflops,
-            percent(self.attention_fraction),
-            self.host_gb_s,
-            percent(self.read_of_peak),
-            self.read_peak_gb_s,
-            Bytes(self.device_peak_bytes),
-            Bytes(self.plan_device_bytes),
-            Bytes(self.host_bytes),
-            Bytes(self.plan_host_bytes),
-            self.logits_hash,
-        )
-    }
 }
 
 /// Random token ids.

@@ -1,10 +1,11 @@
-//! Measurements of this machine: a pool of threads, memory to measure on, ceilings.
+//! What the CPU reaches: a pool of threads, memory to measure on, ceilings, attention kernels beside them.
 
 use anyhow::Result;
 use headinfer_core::cpu::kernels::{Isa, ceiling};
-use headinfer_core::cpu::measure::Field;
+use headinfer_core::cpu::measure::{Field, HeadShape};
 use headinfer_core::units::{Bytes, MIB};
 use rayon::ThreadPool;
+use serde::Serialize;
 
 use crate::error::{Exit, Failure};
 use crate::machine;
@@ -55,4 +56,49 @@ impl Ceilings {
             read_bytes_s: self.read_bytes_s.max(other.read_bytes_s),
         }
     }
+}
+
+/// Attention kernels at one shape of heads.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Attention {
+    pub(crate) head_dim: usize,
+    /// Query heads per KV head.
+    pub(crate) group: usize,
+    pub(crate) prefill_gflops: f64,
+    pub(crate) prefill_of_peak: f64,
+    pub(crate) decode_gb_s: f64,
+    pub(crate) decode_of_read: f64,
+}
+
+/// Query rows and keys of the prefill measured.
+pub(crate) const PREFILL: (usize, usize) = (512, 8192);
+/// KV heads of the decode measured.
+pub(crate) const KV_HEADS: usize = 8;
+
+/// Measures both kernels at each shape, between two measurements of what they are held against.
+pub(crate) fn attention(
+    pool: &ThreadPool,
+    field: &Field,
+    shapes: &[HeadShape],
+) -> (Vec<Attention>, Ceilings) {
+    let isa = Isa::detect();
+    let before = pool.install(|| Ceilings::measure(field));
+    let kernels: Vec<(HeadShape, f64, f64)> = shapes
+        .iter()
+        .map(|shape| {
+            let (rows, keys) = (PREFILL.0 * 4 / shape.group.min(4), PREFILL.1);
+            let prefill = pool.install(|| field.prefill_flops(isa, *shape, rows, keys));
+            (*shape, prefill, pool.install(|| field.decode_bytes_s(isa, *shape, KV_HEADS)))
+        })
+        .collect();
+    let ceilings = before.or(pool.install(|| Ceilings::measure(field)));
+    let attention = kernels.into_iter().map(|(shape, prefill, decode)| Attention {
+        head_dim: shape.head_dim,
+        group: shape.group,
+        prefill_gflops: prefill / 1e9,
+        prefill_of_peak: prefill / ceilings.fma_flops,
+        decode_gb_s: decode / 1e9,
+        decode_of_read: decode / ceilings.read_bytes_s,
+    });
+    (attention.collect(), ceilings)
 }

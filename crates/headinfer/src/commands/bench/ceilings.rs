@@ -1,0 +1,169 @@
+//! What a run is held against: the machine's rates, measured before and after it in the same process, and the floors
+//! they imply.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+use headinfer_core::cpu::measure::Field;
+use headinfer_core::plan::{DeviceKind, Machine, Plan, Step};
+use headinfer_cuda::measure::Rates;
+use rayon::ThreadPool;
+use serde::Serialize;
+
+use crate::measure::{cpu, cuda};
+
+/// Measures before a run and after it. On a GPU neither may fall together with an open backend: what is measured on
+/// would add to the peak.
+pub(super) enum Meter {
+    Cpu { pool: ThreadPool, field: Field, before: cpu::Ceilings, machine: Machine },
+    Cuda { plan: Arc<Plan>, cache: Option<PathBuf>, before: Rates },
+}
+
+impl Meter {
+    /// Measures before the run.
+    ///
+    /// # Errors
+    /// When the system or the device refuses memory or threads.
+    pub(super) fn start(plan: &Arc<Plan>, threads: Option<u16>, cache: Option<&Path>) -> Result<Self> {
+        if plan.knobs().device == DeviceKind::Cuda {
+            let before = cuda::rates(plan, cache)?;
+            return Ok(Self::Cuda { plan: plan.clone(), cache: cache.map(Path::to_owned), before });
+        }
+        let pool = cpu::pool(threads)?;
+        let field = pool.install(cpu::field)?;
+        let before = pool.install(|| cpu::Ceilings::measure(&field));
+        Ok(Self::Cpu { pool, field, before, machine: plan.request.machine.clone() })
+    }
+
+    /// Measures after the run: on the CPU the higher of both counts, as other work can only lower it; on a GPU their
+    /// mean, as its clock falls while it works.
+    ///
+    /// # Errors
+    /// As [`Meter::start`].
+    pub(super) fn finish(self) -> Result<Ceilings> {
+        Ok(match self {
+            Self::Cpu { pool, field, before, machine } => {
+                Ceilings::Cpu(before.or(pool.install(|| cpu::Ceilings::measure(&field))), machine)
+            }
+            Self::Cuda { plan, cache, before } => {
+                Ceilings::Cuda(before.mean(&cuda::rates(&plan, cache.as_deref())?))
+            }
+        })
+    }
+}
+
+/// What was measured.
+pub(super) enum Ceilings {
+    /// Ceilings of kernels; floors are by the planner's rates.
+    Cpu(cpu::Ceilings, Machine),
+    Cuda(Rates),
+}
+
+impl Ceilings {
+    /// Whose rates the floors use.
+    pub(super) fn source(&self) -> String {
+        match self {
+            Self::Cpu(_, machine) => machine.source.clone(),
+            Self::Cuda(rates) => format!("measured in this run, {}", rates.device),
+        }
+    }
+
+    /// Attention's own, FLOP/s: on the CPU the multiply-add peak, on a GPU what its kernel reaches alone.
+    pub(super) fn attention_flops(&self) -> f64 {
+        match self {
+            Self::Cpu(ceilings, _) => ceilings.fma_flops,
+            Self::Cuda(rates) => rates.attention_flops,
+        }
+    }
+
+    fn speeds(&self) -> Speeds {
+        match self {
+            Self::Cpu(_, m) => Speeds {
+                attention: m.attention_flops,
+                own_attention: m.attention_flops,
+                gemm: m.gemm_flops,
+                link_in: m.link_bytes_s,
+                link_out: m.link_bytes_s,
+                device: m.device_bytes_s,
+                host: m.host_bytes_s,
+            },
+            Self::Cuda(r) => Speeds {
+                attention: r.attention_flops,
+                own_attention: r.own_attention_flops,
+                gemm: r.gemm_flops,
+                link_in: r.link_in_bytes_s,
+                link_out: r.link_out_bytes_s,
+                device: r.device_copy_bytes_s,
+                host: f64::INFINITY,
+            },
+        }
+    }
+}
+
+/// Per second.
+struct Speeds {
+    attention: f64,
+    own_attention: f64,
+    gemm: f64,
+    link_in: f64,
+    link_out: f64,
+    device: f64,
+    host: f64,
+}
+
+/// Seconds that nothing can beat, and what they are made of.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Floor {
+    /// Attention FLOP at the kernel's own rate.
+    pub(super) attention_s: f64,
+    /// Product FLOP at the products' own rate.
+    pub(super) gemm_s: f64,
+    /// Bytes over the link, the slower way.
+    pub(super) link_s: f64,
+    /// Weights and KV read on the device.
+    pub(super) device_s: f64,
+    /// Of it, the weights.
+    pub(super) weights_s: f64,
+    /// KV read by the CPU.
+    pub(super) host_s: f64,
+    /// Arithmetic, link, device memory or CPU, whichever takes longest, step by step.
+    pub(super) total_s: f64,
+}
+
+impl Floor {
+    /// Of some steps, one after another.
+    pub(super) fn of(plan: &Plan, steps: &[Step], ceilings: &Ceilings) -> Self {
+        let speeds = ceilings.speeds();
+        steps.iter().fold(Self::default(), |mut sum, step| {
+            let one = Self::of_step(plan, step, &speeds);
+            sum.attention_s += one.attention_s;
+            sum.gemm_s += one.gemm_s;
+            sum.link_s += one.link_s;
+            sum.device_s += one.device_s;
+            sum.weights_s += one.weights_s;
+            sum.host_s += one.host_s;
+            sum.total_s += one.total_s;
+            sum
+        })
+    }
+
+    fn of_step(plan: &Plan, step: &Step, speeds: &Speeds) -> Self {
+        let cost = plan.step_cost(step);
+        // The same rows with nothing before them: their own keys, and the weights.
+        let alone = plan.step_cost(&Step { past: 0, ..*step });
+        let past_flop = (cost.attention_flop - alone.attention_flop).max(0.0);
+        let mut floor = Self {
+            attention_s: past_flop / speeds.attention + alone.attention_flop / speeds.own_attention,
+            gemm_s: cost.gemm_flop / speeds.gemm,
+            link_s: (cost.in_bytes / speeds.link_in).max(cost.out_bytes / speeds.link_out),
+            device_s: cost.device_bytes / speeds.device,
+            weights_s: alone.device_bytes / speeds.device,
+            host_s: cost.host_bytes / speeds.host,
+            total_s: 0.0,
+        };
+        let arithmetic = floor.attention_s + floor.gemm_s;
+        floor.total_s = arithmetic.max(floor.link_s).max(floor.device_s).max(floor.host_s);
+        floor
+    }
+}
