@@ -59,7 +59,7 @@ pub(crate) struct EngineArgs {
     #[arg(env = "HEADINFER_PLACEMENT", hide_env_values = true)]
     pub(crate) placement: Placement,
 
-    /// Where weights live: as it fits, copied to the device, or streamed layer by layer.
+    /// Where weights live: as it fits, copied to the device, or streamed layer by layer, output head included.
     #[arg(long, value_enum, value_name = "WHERE", default_value_t = WeightsChoice::Auto)]
     #[arg(env = "HEADINFER_WEIGHTS", hide_env_values = true)]
     pub(crate) weights: WeightsChoice,
