@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """The real `openai` client against a real server: `python3 tests/openai/suite.py target/release/headinfer`.
 
-The model is the built-in retrieval model, written to a folder and given a chat template. "@a b" in a text tells it that
-b follows a; so a chain "@a b", "@b c", "@c d" hidden in filler makes "@a" continue as "b c d": every answer is known.
-Needs the package `openai` (last run with 3.54.0).
+Most tests ask the built-in retrieval model, written to a folder and given a chat template. "@a b" in a text tells it
+that b follows a; so a chain "@a b", "@b c", "@c d" hidden in filler makes "@a" continue as "b c d": every answer is known.
+Answers that obey a grammar are asked of a model of random weights, whose tokens are characters: it would never say
+such things on its own. Needs the package `openai` (last run with 3.54.0), which brings `pydantic`.
 """
 
 import json
@@ -13,20 +14,32 @@ import sys
 import tempfile
 import threading
 import time
+import typing
 import unittest
 import urllib.request
 
 import openai
+import pydantic
 
 KEY = "a-key-for-tests"
+SCHEMA = "response_format.json_schema.schema"
 TEMPLATE = (
     "{{ bos_token }} {% for t in tools or [] %}{{ t.function.name }} {% endfor %}"
     "{% for m in messages %}{{ m.content or '' }} {% endfor %}"
 )
 
 
-def make_model(program, folder):
-    subprocess.run([program, "model", "make", "builtin:retrieval", "--out", folder], check=True, capture_output=True)
+SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+# As models of the Hermes family are asked to call.
+CALLING = (
+    "{% if tools %}{{ tools | tojson }} Answer <tool_call>{{ '{' }}...{{ '}' }}</tool_call> to call.{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}<|end|>{% endfor %}<|assistant|>"
+)
+
+
+def make_model(folder):
+    command = [PROGRAM, "model", "make", "builtin:retrieval", "--out", folder]
+    subprocess.run(command, check=True, capture_output=True)
     path = pathlib.Path(folder, "tokenizer_config.json")
     config = json.loads(path.read_text())
     config["chat_template"] = TEMPLATE
@@ -36,13 +49,31 @@ def make_model(program, folder):
     return by_length(6), by_length(4)
 
 
-class Suite(unittest.TestCase):
+def make_characters(folder):
+    """Random weights, and a byte-level tokenizer of the printable ASCII characters."""
+    subprocess.run([PROGRAM, "model", "make", "random:tiny:3", "--out", folder], check=True, capture_output=True)
+    spelled = [chr(byte) for byte in range(0x21, 0x7F)] + ["\u0120", "\u010a"]
+    flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {"type": "BPE", "vocab": {text: id for id, text in enumerate(spelled)}, "merges": []}
+    file = {"version": "1.0", "model": model, "pre_tokenizer": level, "decoder": level, "added_tokens": [
+        {"id": len(spelled) + i, "content": content, **flags} for i, content in enumerate(SPECIAL)]}
+    pathlib.Path(folder, "tokenizer.json").write_text(json.dumps(file))
+    config = {"eos_token": SPECIAL[0], "chat_template": CALLING}
+    pathlib.Path(folder, "tokenizer_config.json").write_text(json.dumps(config))
+
+
+class Served(unittest.TestCase):
+    """A server for the tests of a class."""
+
+    model = None
+
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
-        model = str(pathlib.Path(cls.folder.name, "model"))
-        cls.names, cls.fillers = make_model(PROGRAM, model)
-        command = [PROGRAM, "serve", "-m", model, "--model-id", "retrieval", "--device", "cpu", "--port", "0"]
+        folder = str(pathlib.Path(cls.folder.name, "model"))
+        cls.make(folder)
+        command = [PROGRAM, "serve", "-m", folder, "--model-id", cls.model, "--device", "cpu", "--port", "0"]
         command += ["--context", "8k", "--chunk", "128", "--gpu-memory", "64MiB", "--host-memory", "256MiB"]
         command += ["--api-key", KEY]
         cls.server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -79,6 +110,25 @@ class Suite(unittest.TestCase):
         page = urllib.request.urlopen(request).read().decode()
         return float(next(line for line in page.splitlines() if line.startswith("headinfer:" + start)).split()[-1])
 
+    def chat(self, text, **options):
+        options = {"max_tokens": 3, "temperature": 0, **options}
+        messages = [{"role": "user", "content": text}]
+        return self.client.chat.completions.create(model=self.model, messages=messages, **options)
+
+    def refused(self, param, **options):
+        with self.assertRaises(openai.BadRequestError) as raised:
+            self.chat("x", **options)
+        self.assertEqual(raised.exception.param, param)
+        return str(raised.exception)
+
+
+class Suite(Served):
+    model = "retrieval"
+
+    @classmethod
+    def make(cls, folder):
+        cls.names, cls.fillers = make_model(folder)
+
     def book(self, seed, length=200):
         """A text with a chain of four names in it, and the chain."""
         chain = [self.names[(seed * 37 + i * 5) % len(self.names)] for i in range(4)]
@@ -87,11 +137,6 @@ class Suite(unittest.TestCase):
             at = (i + 1) * length // 5
             words[at : at + 2] = ["@" + chain[i], chain[i + 1]]
         return " ".join(words), chain
-
-    def chat(self, text, **options):
-        options = {"max_tokens": 3, "temperature": 0, **options}
-        messages = [{"role": "user", "content": text}]
-        return self.client.chat.completions.create(model="retrieval", messages=messages, **options)
 
     def test_models(self):
         self.assertEqual([model.id for model in self.client.models.list()], ["retrieval"])
@@ -149,6 +194,7 @@ class Suite(unittest.TestCase):
         answer = self.chat(f"{text} @{a}", logprobs=True, top_logprobs=5)
         first = answer.choices[0].logprobs.content[0]
         self.assertEqual(first.token.strip(), b)
+        self.assertEqual(bytes(first.bytes).decode(), first.token)
         self.assertEqual(len(first.top_logprobs), 5)
         self.assertEqual(first.top_logprobs[0].logprob, first.logprob)
 
@@ -187,12 +233,13 @@ class Suite(unittest.TestCase):
         for options, param in (
             ({"temperature": 3}, "temperature"),
             ({"n": 2}, "n"),
-            ({"response_format": {"type": "json_object"}}, "response_format.type"),
+            ({"response_format": {"type": "xml"}}, "response_format.type"),
             ({"max_tokens": 100_000}, "messages"),
         ):
-            with self.assertRaises(openai.BadRequestError) as raised:
-                self.chat("x", **options)
-            self.assertEqual(raised.exception.param, param)
+            self.refused(param, **options)
+        # Words are no JSON: known before any work is done.
+        json_schema = {"name": "n", "schema": {"type": "integer"}}
+        self.refused(SCHEMA, response_format={"type": "json_schema", "json_schema": json_schema})
 
     def test_cancellation(self):
         text, (a, *_) = self.book(10, 7000)
@@ -202,6 +249,82 @@ class Suite(unittest.TestCase):
         next(iter(stream))
         stream.close()
         self.wait(lambda: self.metric(aborted) == before + 1)
+
+    def test_session(self):
+        text, (a, b, c, d) = self.book(11, 7000)
+        ask = lambda: self.chat(
+            f"{text} @{a}", stream=True, extra_body={"return_progress": True}, extra_headers={"X-Session-Id": "s 1"}
+        )
+        first = ask()
+        begun = next(chunk for chunk in first if getattr(chunk, "prompt_progress", None))
+        first.close()
+        chunks = list(ask())
+        self.assertEqual({chunk.id for chunk in chunks}, {begun.id})
+        content = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        self.assertEqual(content.split(), [b, c, d])
+
+
+class City(pydantic.BaseModel, extra="forbid"):
+    name: typing.Literal["Oslo", "Rome"]
+    rank: int = pydantic.Field(ge=1, le=9)
+    capital: bool
+
+
+class Grammar(Served):
+    model = "characters"
+
+    @classmethod
+    def make(cls, folder):
+        make_characters(folder)
+
+    def ask(self, seed, **options):
+        return self.chat("Which?", max_tokens=400, temperature=2, seed=seed, **options)
+
+    def test_json_schema(self):
+        cities = set()
+        for seed in range(6):
+            answer = self.client.chat.completions.parse(
+                model=self.model, messages=[{"role": "user", "content": "Which?"}], response_format=City,
+                max_tokens=400, temperature=2, seed=seed,
+            )
+            self.assertEqual(answer.choices[0].finish_reason, "stop")
+            cities.add(answer.choices[0].message.parsed.name)
+        self.assertEqual(cities, {"Oslo", "Rome"})
+
+    def test_json_object(self):
+        content = self.ask(1, response_format={"type": "json_object"}).choices[0].message.content
+        self.assertTrue(content.startswith("{"), content)
+
+    def test_unsupported_schema(self):
+        for schema, word in (({"not": {}}, "not"), ({"type": "string", "pattern": "("}, "(")):
+            json_schema = {"name": "n", "schema": schema}
+            told = self.refused(SCHEMA, response_format={"type": "json_schema", "json_schema": json_schema})
+            self.assertIn(word, told)
+
+    def test_tools(self):
+        tools = [
+            {"type": "function", "function": {"name": "weather", "parameters": City.model_json_schema()}},
+            {"type": "function", "function": {"name": "time"}},
+        ]
+        named = {"type": "function", "function": {"name": "weather"}}
+        for seed in range(4):
+            choice = self.ask(seed, tools=tools, tool_choice=named).choices[0]
+            self.assertEqual(choice.finish_reason, "tool_calls")
+            self.assertIsNone(choice.message.content)
+            [call] = choice.message.tool_calls
+            self.assertEqual(call.function.name, "weather")
+            City.model_validate_json(call.function.arguments)
+            with self.client.chat.completions.stream(
+                model=self.model, messages=[{"role": "user", "content": "Which?"}], tools=tools, tool_choice=named,
+                max_tokens=400, temperature=2, seed=seed,
+            ) as stream:
+                [streamed] = stream.get_final_completion().choices[0].message.tool_calls
+            self.assertEqual(streamed.function.arguments, call.function.arguments)
+        called = {self.ask(seed, tools=tools, tool_choice="required").choices[0].message.tool_calls[0].function.name
+                  for seed in range(8)}
+        self.assertEqual(called, {"weather", "time"})
+        self.assertIsNone(self.ask(1, tools=tools, tool_choice="none").choices[0].message.tool_calls)
+        self.refused("tool_choice", tools=tools, tool_choice={"type": "function", "function": {"name": "no"}})
 
 
 if __name__ == "__main__":

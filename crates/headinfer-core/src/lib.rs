@@ -12,6 +12,7 @@ pub mod memory;
 pub mod model;
 pub mod niah;
 pub mod plan;
+pub mod simulate;
 pub mod text;
 pub mod trace;
 pub mod units;

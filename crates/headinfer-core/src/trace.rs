@@ -1,12 +1,15 @@
-//! A backend without arithmetic: it checks every schedule for hazards and adds up its bytes.
+//! A backend without arithmetic: it checks every schedule for hazards, adds up its bytes, and tells the time that the
+//! cost model gives it.
 //!
 //! A step of a million tokens costs it milliseconds, so the engine's behaviour at any length can be tested on
 //! any machine.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::backend::{Backend, BackendError, Stats, Timed};
+use crate::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
 use crate::plan::{Memory, Plan, Schedule, hazard};
+use crate::simulate;
 
 /// Records and checks; all logits are zero.
 pub struct Trace {
@@ -14,6 +17,9 @@ pub struct Trace {
     stats: Stats,
     logits: Vec<f32>,
     rows: usize,
+    timeline: Vec<Timed>,
+    /// Time that all steps would take.
+    pub elapsed: Duration,
     /// Steps seen, in order.
     pub steps: Vec<crate::plan::Step>,
 }
@@ -27,7 +33,8 @@ impl Trace {
             ..Stats::default()
         };
         let logits = vec![0.0; plan.knobs().logit_rows * plan.spec.vocab];
-        Self { plan, stats, logits, rows: 0, steps: Vec::new() }
+        let (timeline, elapsed) = (Vec::new(), Duration::ZERO);
+        Self { plan, stats, logits, rows: 0, timeline, elapsed, steps: Vec::new() }
     }
 }
 
@@ -41,6 +48,14 @@ impl Backend for Trace {
             let cost = self.plan.command_cost(&schedule.step, &command.op);
             self.stats.bytes[command.lane.index()] += cost.lane_bytes(command.lane) as u64;
         }
+        self.timeline = simulate::timeline(&self.plan, schedule);
+        for t in &self.timeline {
+            self.stats.busy[t.lane.index()] += t.end - t.start;
+        }
+        let (copy, hidden) = copy_overlap(&self.timeline);
+        self.stats.copy += copy;
+        self.stats.copy_hidden += hidden;
+        self.elapsed += self.timeline.iter().map(|t| t.end).max().unwrap_or_default();
         self.rows = schedule.step.logit_rows;
         self.steps.push(schedule.step);
         Ok(())
@@ -57,6 +72,6 @@ impl Backend for Trace {
     fn record_timeline(&mut self, _on: bool) {}
 
     fn timeline(&self) -> &[Timed] {
-        &[]
+        &self.timeline
     }
 }

@@ -100,8 +100,10 @@ impl HostSlab {
     }
 
     fn pin(&mut self, start: usize, bytes: usize) -> Result<(), OpenError> {
+        let flags = sys::CU_MEMHOSTREGISTER_DEVICEMAP;
         // SAFETY: the range lies in the mapping; `drop` unregisters it before the mapping goes.
-        let pinned = unsafe { sys::cuMemHostRegister_v2(self.base.add(start).cast::<c_void>(), bytes, 0) };
+        let pinned =
+            unsafe { sys::cuMemHostRegister_v2(self.base.add(start).cast::<c_void>(), bytes, flags) };
         let pinned = pinned.result().named("cuMemHostRegister");
         pinned.map_err(|error| OpenError::Pin {
             bytes: Bytes(self.bytes),
@@ -143,6 +145,23 @@ impl Memories {
     /// The device address of a span.
     pub(crate) fn pointer(&self, span: Span) -> Pointer {
         self.device.at(span)
+    }
+
+    /// The address under which kernels read a host span in place, at the speed of the link. The span lies in one
+    /// pinned piece.
+    pub(crate) fn mapped(&self, span: Span) -> Result<Pointer, CudaError> {
+        let piece = |offset: u64| offset / PIN_BYTES_MAX as u64;
+        assert_eq!(
+            piece(span.offset),
+            piece(span.offset + span.bytes - 1),
+            "{span:?} is pinned in two pieces"
+        );
+        let mut address: Pointer = 0;
+        // SAFETY: the span is inside the mapping, which is registered; writes one address.
+        unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, self.host.at(span).cast::<c_void>(), 0) }
+            .result()
+            .named("cuMemHostGetDevicePointer")?;
+        Ok(address)
     }
 
     /// A host span as elements. No lane may be writing it, nor any other borrow of it live.

@@ -7,6 +7,7 @@ use headinfer_core::backend::{Backend, BackendError, Stats, Timed, copy_overlap}
 use headinfer_core::plan::{
     Command, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
 };
+use headinfer_core::units::Bytes;
 
 use crate::OpenError;
 use crate::arena::{DeviceArena, HostSlab, Memories};
@@ -14,7 +15,9 @@ use crate::device::{Context, DeviceInfo, memory};
 use crate::error::{CudaError, Named};
 use crate::exec::Executor;
 use crate::gemm::Gemm;
+use crate::launch::attention_prefill::Tiling;
 use crate::launch::{HEADS_MAX, Kernels};
+use crate::log::Log;
 use crate::past;
 use crate::stream::{Event, Pool, Stream};
 use crate::weights::{self, CudaWeights};
@@ -35,13 +38,17 @@ pub struct CudaOptions {
     pub poison: bool,
     /// Delay commands at random, from this seed: what events do not order then shows (tests).
     pub delays: Option<u64>,
+    /// How prefill attention is built, instead of what suits the device (tests).
+    pub tiling: Option<Tiling>,
 }
 
 /// The CUDA backend of one plan.
 pub struct Cuda {
     failed: Option<String>,
+    log: Log,
     events: Pool,
     stamps: Pool,
+    signallers: Vec<usize>,
     step_start: Event,
     done: [Event; STEPS_IN_FLIGHT],
     ends: [Event; 2],
@@ -70,12 +77,31 @@ impl Cuda {
         weights.check(&plan)?;
         let context = Context::open(options.ordinal)?;
         context.enter()?;
-        let (free_before, _) = memory()?;
+        let (free, _) = memory()?;
+        let bytes = Bytes(plan.device_bytes());
+        Self::build(plan, weights, options, context, free).map_err(|error| match error {
+            // Streams, kernels and cuBLASLt take memory beside the arena.
+            OpenError::Cuda(error) if error.is_out_of_memory() && free < bytes.0 => {
+                OpenError::DeviceMemory { bytes, free: Bytes(free) }
+            }
+            error => error,
+        })
+    }
+
+    fn build(
+        plan: Arc<Plan>,
+        weights: CudaWeights,
+        options: &CudaOptions,
+        context: Context,
+        free_before: u64,
+    ) -> Result<Self, OpenError> {
         let layout = plan.layout();
         let device = DeviceArena::new(layout.bytes(Memory::Device), options.poison)?;
         let host = HostSlab::new(layout.bytes(Memory::Host), options.poison)?;
         let memories = Memories { device, host };
-        let kernels = Kernels::load(&context.info, plan.spec.head_dim, options.cache_dir.as_deref())?;
+        let head_dim = plan.spec.head_dim;
+        let tiling = options.tiling.unwrap_or_else(|| Tiling::new(head_dim, context.info.shared_bytes));
+        let kernels = Kernels::load(&context.info, head_dim, tiling, options.cache_dir.as_deref())?;
         let lanes = [Stream::new()?, Stream::new()?, Stream::new()?];
         weights::fill(&plan, &weights, &memories, &kernels, lanes[0].raw())?;
         lanes[0].synchronize()?;
@@ -85,8 +111,10 @@ impl Cuda {
         let executor = Executor { plan, memories, kernels, gemm, inv_freq };
         let mut this = Self {
             failed: None,
+            log: Log::default(),
             events: Pool::new(false),
             stamps: Pool::new(true),
+            signallers: Vec::new(),
             step_start: Event::new(true)?,
             done: [Event::new(false)?, Event::new(false)?],
             ends: [Event::new(false)?, Event::new(false)?],
@@ -166,10 +194,13 @@ impl Cuda {
 
     fn step(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), CudaError> {
         self.context.enter()?;
+        self.log.begin(schedule.step);
         self.begin(schedule, ids)?;
         for (index, command) in schedule.commands.iter().enumerate() {
+            self.log.command(Some(command));
             self.command(schedule, index, command)?;
         }
+        self.log.command(None);
         self.end()?;
         let cost = self.executor.plan.step_cost(&schedule.step);
         for lane in Lane::ALL {
@@ -189,6 +220,7 @@ impl Cuda {
         if self.steps >= STEPS_IN_FLIGHT {
             // The place of these ids was read by the step before the last.
             self.done[turn].synchronize()?;
+            self.log.ended(STEPS_IN_FLIGHT);
         }
         let plan = &self.executor.plan;
         let from = plan.host_ids_operand(ids.len(), turn).as_slice()[0].span;
@@ -200,6 +232,10 @@ impl Cuda {
         }
         if self.keep_timeline {
             self.stamps.grow(2 * schedule.commands.len())?;
+            self.signallers.resize(schedule.events, 0);
+            for (index, command) in schedule.commands.iter().enumerate() {
+                command.signals.iter().for_each(|event| self.signallers[event.0 as usize] = index);
+            }
             self.lanes[0].record(&self.step_start)?;
         }
         self.executor.memories.copy(from, to, self.lanes[0].raw())
@@ -208,7 +244,7 @@ impl Cuda {
     fn command(&mut self, schedule: &Schedule, index: usize, command: &Command) -> Result<(), CudaError> {
         let lane = self.lane(command.lane);
         for event in &command.waits {
-            lane.wait(self.events.get(event.0 as usize))?;
+            lane.wait(self.event(*event))?;
         }
         if self.keep_timeline {
             lane.record(self.stamps.get(2 * index))?;
@@ -219,12 +255,19 @@ impl Cuda {
         }
         self.executor.execute(&schedule.step, &command.op, stream)?;
         let lane = self.lane(command.lane);
-        if self.keep_timeline {
-            lane.record(self.stamps.get(2 * index + 1))?;
-        }
         match command.signals {
-            Some(event) => lane.record(self.events.get(event.0 as usize)),
+            _ if self.keep_timeline => lane.record(self.stamps.get(2 * index + 1)),
+            Some(event) => lane.record(self.event(event)),
             None => Ok(()),
+        }
+    }
+
+    /// What stands for an event of the step: where times are kept, the stamp at the end of the command that signals
+    /// it, as each event more is time between two commands.
+    fn event(&self, event: headinfer_core::plan::Event) -> &Event {
+        match self.keep_timeline {
+            true => self.stamps.get(2 * self.signallers[event.0 as usize] + 1),
+            false => self.events.get(event.0 as usize),
         }
     }
 
@@ -264,6 +307,7 @@ impl Cuda {
         debug_assert_eq!(plan.logits_operand(self.logit_rows).as_slice()[0].role, Role::Logits);
         self.executor.memories.copy(from, to, self.lanes[0].raw())?;
         self.lanes[0].synchronize()?;
+        self.log.ended(0);
         self.measure()?;
         Ok(to)
     }
@@ -281,8 +325,9 @@ impl Cuda {
             return Err(BackendError(format!("the GPU failed before: {failed}")));
         }
         run(self).map_err(|error| {
+            let report = self.log.report(&error);
             self.failed = Some(error.to_string());
-            BackendError(error.to_string())
+            BackendError(report)
         })
     }
 }

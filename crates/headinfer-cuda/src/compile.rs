@@ -11,6 +11,7 @@ use headinfer_core::plan::SPLIT;
 
 use crate::error::{CudaError, Named, Version};
 use crate::launch::attention_prefill::Tiling;
+use crate::libraries;
 
 const PRELUDE: &str = include_str!("kernels/prelude.cuh");
 const ATTENTION: &str = include_str!("kernels/attention.cuh");
@@ -33,19 +34,21 @@ pub struct Compiled {
     pub log: String,
 }
 
-/// All kernels for heads of `head_dim` elements on a device whose blocks may have `shared_bytes` of shared memory.
-pub fn units(head_dim: usize, shared_bytes: u32) -> Vec<Unit> {
+/// All kernels for heads of `head_dim` elements, prefill attention built as `tiling` says.
+pub fn units(head_dim: usize, tiling: &Tiling) -> Vec<Unit> {
     let plain = |name, text| Unit { name, sources: vec![PRELUDE, text], defines: Vec::new() };
     let attention = |name, text, more: Vec<String>| Unit {
         name,
         sources: vec![PRELUDE, ATTENTION, text],
         defines: [vec![format!("HEAD_DIM={head_dim}")], more].concat(),
     };
-    let Tiling { warps, stages, query_shared, .. } = Tiling::new(head_dim, shared_bytes);
+    let Tiling { warps, row_tiles, stages, query_shared, blocks } = *tiling;
     let tiling = vec![
         format!("WARPS={warps}"),
+        format!("ROW_TILES={row_tiles}"),
         format!("STAGES={stages}"),
         format!("QUERY_SHARED={}", query_shared as u8),
+        format!("BLOCKS={blocks}"),
     ];
     vec![
         plain("embed", include_str!("kernels/embed.cu")),
@@ -66,8 +69,7 @@ pub fn units(head_dim: usize, shared_bytes: u32) -> Vec<Unit> {
 
 /// Whether NVRTC can be loaded.
 pub fn present() -> bool {
-    // SAFETY: only loads the library, whose initialisers do nothing to us.
-    unsafe { sys::is_culib_present() }
+    libraries::check_nvrtc().is_ok()
 }
 
 /// Version of NVRTC, which must be [`present`].
@@ -109,9 +111,9 @@ impl Unit {
         // SAFETY: the program is alive.
         let compiled = unsafe { result::compile_program(program.0, &options) };
         let log = program.log()?;
-        if compiled.is_err() {
-            let line = log.lines().find(|l| l.contains("error")).unwrap_or("no reason given");
-            return Err(self.fails(arch, line));
+        if let Err(error) = compiled {
+            let line = log.lines().find(|l| l.contains("error")).map(str::to_owned);
+            return Err(self.fails(arch, &line.unwrap_or_else(|| format!("{:?}", error.0))));
         }
         Ok(Compiled { cubin: program.cubin()?, log })
     }

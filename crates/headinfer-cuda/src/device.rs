@@ -5,8 +5,8 @@ use std::ffi::c_int;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{result, sys};
 
-use crate::compile;
 use crate::error::{CudaError, Named, Version};
+use crate::{compile, libraries};
 
 /// What a GPU is and has.
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ unsafe impl Sync for Context {}
 
 impl Context {
     pub(crate) fn open(ordinal: usize) -> Result<Self, CudaError> {
-        libraries()?;
+        libraries::check()?;
         result::init().named("cuInit")?;
         let count = result::device::get_count().named("cuDeviceGetCount")?;
         let Some(index) = c_int::try_from(ordinal).ok().filter(|i| *i < count) else {
@@ -79,9 +79,12 @@ impl Context {
         if sm.major < 8 {
             return Err(CudaError::TooOld { name, major: sm.major, minor: sm.minor });
         }
-        let (driver, nvrtc) = (driver_version()?, compile::version()?);
-        if driver.major < nvrtc.major {
-            return Err(CudaError::DriverTooOld { driver, nvrtc });
+        let (driver, nvrtc) = (libraries::driver_version()?, compile::version()?);
+        // Within a major version a driver runs what later libraries make.
+        for (library, version) in [("NVRTC", nvrtc), ("cuBLASLt", libraries::cublas_version())] {
+            if driver.major < version.major {
+                return Err(CudaError::DriverTooOld { driver, library, version });
+            }
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
@@ -123,27 +126,4 @@ impl Drop for Context {
 pub(crate) fn memory() -> Result<(u64, u64), CudaError> {
     let (free, total) = result::mem_get_info().named("cuMemGetInfo")?;
     Ok((free as u64, total as u64))
-}
-
-/// cudarc panics on a missing library, so each is looked for first.
-fn libraries() -> Result<(), CudaError> {
-    // SAFETY: only loads the libraries, whose initialisers do nothing to us.
-    let (driver, cublas) = unsafe { (sys::is_culib_present(), cudarc::cublaslt::sys::is_culib_present()) };
-    if !driver {
-        return Err(CudaError::NoDriver);
-    }
-    if !compile::present() {
-        return Err(CudaError::NoLibrary { library: "NVRTC", package: "nvidia-cuda-nvrtc" });
-    }
-    if !cublas {
-        return Err(CudaError::NoLibrary { library: "cuBLASLt", package: "nvidia-cublas" });
-    }
-    Ok(())
-}
-
-fn driver_version() -> Result<Version, CudaError> {
-    let mut version: c_int = 0;
-    // SAFETY: writes one integer.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().named("cuDriverGetVersion")?;
-    Ok(Version { major: version as u32 / 1000, minor: version as u32 % 1000 / 10 })
 }

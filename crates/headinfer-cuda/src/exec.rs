@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUstream;
 use headinfer_core::model::spec::{LayerTensor, TensorId};
-use headinfer_core::plan::{DECODE_ROWS, Heads, NormKind, Op, Operands, Part, Plan, Role, Span, Step};
+use headinfer_core::plan::{
+    DECODE_ROWS, Heads, Memory, NormKind, Op, Operands, Part, Plan, Role, Span, Step,
+};
 
 use crate::arena::{Memories, Pointer};
 use crate::error::CudaError;
@@ -40,7 +42,7 @@ impl Executor {
             Op::AttendHost { .. } | Op::Merge { .. } => unreachable!("`open` refuses plans with host heads"),
             Op::OutProject { layer } => run.out_project(layer),
             Op::Mlp { layer, start, end } => run.mlp(layer, end - start),
-            Op::Logits => run.logits(),
+            Op::Logits { start, end } => run.logits(start, end),
         }
     }
 }
@@ -66,7 +68,13 @@ impl Run<'_> {
             scale: spec.rope.attention_factor(),
         };
         self.x.kernels.rope_table(self.stream, &angles)?;
-        let (ids, table) = ((self.at(Role::Ids, 0), self.step.rows), self.weight(TensorId::Embed));
+        let table = self.span(Role::Embedding, 0);
+        let table = match table.memory {
+            Memory::Device => self.x.memories.pointer(table),
+            // A step's rows are few beside the table: they are read in place rather than copied first.
+            Memory::Host => self.x.memories.mapped(table)?,
+        };
+        let ids = (self.at(Role::Ids, 0), self.step.rows);
         self.x.kernels.embed(self.stream, ids, table, self.at(Role::Hidden, 0), spec.hidden)
     }
 
@@ -93,12 +101,12 @@ impl Run<'_> {
             NormKind::Attention => LayerTensor::AttnNorm,
             NormKind::Mlp => LayerTensor::MlpNorm,
         };
-        self.rms_norm(TensorId::Layer(layer, tensor), self.step.rows)
+        self.rms_norm(self.weight(TensorId::Layer(layer, tensor)), self.step.rows)
     }
 
-    fn rms_norm(&mut self, weight: TensorId, rows: usize) -> Result<(), CudaError> {
+    fn rms_norm(&mut self, weight: Pointer, rows: usize) -> Result<(), CudaError> {
         let spec = &self.plan.spec;
-        let (from, weight) = ((self.at(Role::Hidden, 0), rows), (self.weight(weight), spec.hidden));
+        let (from, weight) = ((self.at(Role::Hidden, 0), rows), (weight, spec.hidden));
         self.x.kernels.rms_norm(self.stream, from, weight, self.at(Role::Normed, 0), spec.norm_eps)
     }
 
@@ -202,19 +210,21 @@ impl Run<'_> {
         )
     }
 
-    fn logits(&mut self) -> Result<(), CudaError> {
+    fn logits(&mut self, start: usize, end: usize) -> Result<(), CudaError> {
         let spec = &self.plan.spec;
-        self.rms_norm(TensorId::FinalNorm, self.step.logit_rows)?;
-        let head = if spec.tied { TensorId::Embed } else { TensorId::LmHead };
+        if start == 0 {
+            self.rms_norm(self.at(Role::FinalNorm, 0), self.step.logit_rows)?;
+        }
         let shape = Shape {
             rows: self.step.logit_rows,
-            out: spec.vocab,
+            out: end - start,
             inner: spec.hidden,
             from_stride: spec.hidden,
             to_stride: spec.vocab,
             to: Output::F32,
         };
-        self.product(shape, self.weight(head), self.at(Role::Normed, 0), self.at(Role::Logits, 0))
+        let to = self.at(Role::Logits, 0) + (start * size_of::<f32>()) as u64;
+        self.product(shape, self.at(Role::HeadWeights, 0), self.at(Role::Normed, 0), to)
     }
 
     /// Products of one input with several weights, side by side in the columns of `to`, bf16. Weights that lie one
@@ -274,14 +284,10 @@ impl Run<'_> {
         self.x.gemm.run(self.stream, s, weight, from, to, workspace)
     }
 
-    /// A weight where this plan keeps it: resident, or in the layer's slot.
+    /// A layer's weight where this plan keeps it: resident, or in the layer's slot.
     fn weight(&self, id: TensorId) -> Pointer {
-        let role = match id {
-            TensorId::Layer(..) => Role::LayerWeights,
-            _ => Role::SharedWeights,
-        };
         let (offset, bytes) = self.plan.layout().weight(id).expect("a copied tensor has a place");
-        let base = self.span(role, 0);
+        let base = self.span(Role::LayerWeights, 0);
         self.x.memories.pointer(Span { offset: base.offset + offset, bytes, ..base })
     }
 

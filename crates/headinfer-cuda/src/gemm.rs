@@ -189,10 +189,8 @@ impl Planned {
                 preference.0,
             )
         };
-        chosen.map(|chosen| chosen.algo).map_err(|error| CudaError::Call {
-            call: "cublasLtMatmulAlgoGetHeuristic",
-            text: format!("{:?} for {s:?}", error.0),
-            out_of_memory: false,
+        chosen.map(|chosen| chosen.algo).map_err(|error| {
+            CudaError::call("cublasLtMatmulAlgoGetHeuristic", format!("{:?} for {s:?}", error.0))
         })
     }
 }

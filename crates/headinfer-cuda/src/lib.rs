@@ -4,6 +4,7 @@
 //! device is asked for. Knows no command line and no environment variable. The only FFI of the project.
 #![allow(unsafe_code)] // the driver's interface; each block says why it is sound
 
+mod advice;
 mod arena;
 mod backend;
 pub mod compile;
@@ -12,6 +13,8 @@ mod error;
 mod exec;
 mod gemm;
 mod launch;
+mod libraries;
+mod log;
 pub mod measure;
 mod past;
 mod stream;
@@ -23,6 +26,7 @@ use thiserror::Error;
 pub use backend::{Cuda, CudaOptions};
 pub use device::{DeviceInfo, probe};
 pub use error::{CudaError, Version};
+pub use launch::attention_prefill::Tiling;
 pub use weights::CudaWeights;
 
 /// Why a CUDA backend could not be opened.
@@ -33,8 +37,7 @@ pub enum OpenError {
     Cuda(#[from] CudaError),
     /// The device refused the memory the plan needs.
     #[error(
-        "the GPU has {free} free but the plan needs {bytes}: another process may hold the rest; \
-         give a smaller --gpu-memory"
+        "the plan does not fit the GPU as it is now: {bytes} of device memory are needed and {free} are free"
     )]
     DeviceMemory {
         /// What the plan asked for.
@@ -43,7 +46,7 @@ pub enum OpenError {
         free: Bytes,
     },
     /// The operating system refused the memory the plan needs.
-    #[error("cannot map {bytes} of host memory: give a smaller --host-memory or --context")]
+    #[error("the plan needs {bytes} of host memory, which the system refuses")]
     HostMemory {
         /// What the plan asked for.
         bytes: Bytes,
@@ -51,10 +54,7 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// The driver refused to pin memory.
-    #[error(
-        "cannot pin {bytes} of host memory, {done} done ({error}): raise the limit on locked memory or \
-             give a smaller --host-memory"
-    )]
+    #[error("the plan needs {bytes} of pinned host memory; after {done} the driver refused: {error}")]
     Pin {
         /// What the plan asked for.
         bytes: Bytes,

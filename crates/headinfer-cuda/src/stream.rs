@@ -6,6 +6,7 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream};
 
 use crate::error::{CudaError, Named};
+use crate::libraries;
 
 /// A stream, destroyed when dropped.
 pub(crate) struct Stream(CUstream);
@@ -79,7 +80,7 @@ impl Event {
     /// Time from `start` to this, both timed and past.
     pub(crate) fn since(&self, start: &Event) -> Result<Duration, CudaError> {
         // SAFETY: both handles are alive.
-        let ms = unsafe { result::event::elapsed(start.0, self.0) }.named("cuEventElapsedTime")?;
+        let ms = unsafe { libraries::elapsed(start.0, self.0) }?;
         Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
     }
 }

@@ -8,7 +8,7 @@ use headinfer_core::dtype::DType;
 use headinfer_core::model::random::{RandomLaw, random_tensor};
 use headinfer_core::model::spec::TensorId;
 use headinfer_core::model::weights::Weights;
-use headinfer_core::plan::{Memory, Operands, Plan, Span};
+use headinfer_core::plan::{Memory, Plan, Span};
 
 use crate::OpenError;
 use crate::arena::Memories;
@@ -61,11 +61,9 @@ pub(crate) fn fill(
     stream: CUstream,
 ) -> Result<(), CudaError> {
     let filler = Filler { plan, weights, memories, kernels, stream };
-    let (shared, layers) = plan.resident_weight_operands();
-    filler.tensors(&shared, |id| !matches!(id, TensorId::Layer(..)))?;
-    for operands in [layers, plan.host_weight_operands()] {
-        for (layer, operands) in operands.iter().enumerate() {
-            filler.tensors(operands, |id| matches!(id, TensorId::Layer(l, _) if l == layer))?;
+    for (id, _) in plan.spec.tensors() {
+        for home in plan.weight_homes(id).as_slice() {
+            filler.tensor(id, home.span)?;
         }
     }
     Ok(())
@@ -80,16 +78,6 @@ struct Filler<'a> {
 }
 
 impl Filler<'_> {
-    /// The tensors that `wanted` picks, into the one range of `operands`.
-    fn tensors(&self, operands: &Operands, wanted: impl Fn(TensorId) -> bool) -> Result<(), CudaError> {
-        let Some(operand) = operands.as_slice().first() else { return Ok(()) };
-        for (id, _) in self.plan.spec.tensors().into_iter().filter(|(id, _)| wanted(*id)) {
-            let Some((offset, bytes)) = self.plan.layout().weight(id) else { continue };
-            self.tensor(id, Span { offset: operand.span.offset + offset, bytes, ..operand.span })?;
-        }
-        Ok(())
-    }
-
     fn tensor(&self, id: TensorId, to: Span) -> Result<(), CudaError> {
         let spec = &self.plan.spec;
         match (self.weights, to.memory) {

@@ -44,30 +44,45 @@ impl Default for ServerConfig {
 pub struct Limits {
     /// Bytes of a request's body. The default holds four million tokens of text.
     pub body_bytes: usize,
+    /// Bytes of all large bodies that are being received or read; more wait.
+    pub bodies_bytes: usize,
     /// Bytes of a request's head.
     pub head_bytes: usize,
     /// Time for a request's head to arrive, also the longest rest between two requests of one connection.
     pub head_time: Duration,
     /// Time for a request's body to arrive.
     pub body_time: Duration,
+    /// Time for a client to take the next byte of an answer.
+    pub write_time: Duration,
     /// Connections open at once; more wait to be accepted.
     pub connections: usize,
     /// Tokens a request may generate.
     pub max_tokens: usize,
     /// Prompts tokenised at the same time; more wait.
     pub tokenizing: usize,
+    /// Works with a name (`X-Session-Id`) that are remembered. Those at work are bounded by slots and queue.
+    pub sessions: usize,
+    /// Bytes of the answers of finished ones.
+    pub sessions_bytes: usize,
+    /// Bytes of one answer that can be heard again; a longer one is heard by those who listen while it is made.
+    pub session_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes: 64 * MIB as usize,
+            bodies_bytes: 256 * MIB as usize,
             head_bytes: 64 << 10,
             head_time: Duration::from_secs(30),
             body_time: Duration::from_secs(300),
+            write_time: Duration::from_secs(120),
             connections: 512,
             max_tokens: 1 << 20,
             tokenizing: 2,
+            sessions: 64,
+            sessions_bytes: 64 * MIB as usize,
+            session_bytes: 16 * MIB as usize,
         }
     }
 }
@@ -128,10 +143,12 @@ impl ServerConfig {
         let limits = &self.limits;
         for (name, value, least) in [
             ("the body limit", limits.body_bytes, 1),
+            ("room for bodies", limits.bodies_bytes, limits.body_bytes),
             ("the head limit", limits.head_bytes, HEAD_BYTES_MIN),
             ("connections", limits.connections, 1),
             ("the token limit", limits.max_tokens, 1),
             ("prompts tokenised at once", limits.tokenizing, 1),
+            ("works with a name", limits.sessions, 1),
         ] {
             if value < least {
                 return Err(ConfigError::Least(name, least));

@@ -7,10 +7,14 @@
 mod api;
 mod auth;
 mod config;
+mod grammar;
 mod metrics;
 mod model;
+mod patience;
 mod serve;
+mod sessions;
 mod stream;
+mod tools;
 mod worker;
 
 pub use config::{ConfigError, Defaults, Limits, ServerConfig};

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use crate::api::App;
 use crate::config::{ConfigError, ServerConfig};
 use crate::model::ServedModel;
+use crate::patience::Patient;
 use crate::worker::{EngineHandle, State};
 
 /// Why a server does not start or go on.
@@ -205,7 +206,10 @@ fn connect(
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_time)
         .max_buf_size(limits.head_bytes)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(
+            TokioIo::new(Patient::new(stream, limits.write_time)),
+            TowerToHyperService::new(router),
+        );
     let connection = watcher.watch(connection);
     tokio::spawn(async move {
         if let Err(error) = connection.await {

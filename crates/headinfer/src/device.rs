@@ -22,16 +22,17 @@ pub(crate) fn choose(choice: DeviceChoice) -> Result<DeviceKind> {
     if choice == DeviceChoice::Cpu {
         return Ok(DeviceKind::Cpu);
     }
-    match (choice, cuda_missing()) {
-        (_, None) => Ok(DeviceKind::Cuda),
-        (DeviceChoice::Auto, Some(why)) => {
-            output::remark(&format!("the CPU is used: {}", why.trim_end_matches(": use --device cpu")));
+    match (choice, probe()) {
+        (_, Ok(_)) => Ok(DeviceKind::Cuda),
+        (DeviceChoice::Auto, Err(why)) => {
+            output::remark(&format!("the CPU is used: {}", advised(why)));
             Ok(DeviceKind::Cpu)
         }
-        (_, Some(why)) => {
-            let why = why.trim_end_matches(": use --device cpu");
+        (_, Err(why)) => {
+            let exit = if why.is_out_of_memory() { Exit::DoesNotFit } else { Exit::Failed };
+            let advice = why.advice().map_or(String::new(), |advice| format!("{advice}, or "));
             let message = format!("no CUDA device can be used: {why}");
-            Err(Failure::new(Exit::Failed, message).hint("give --device cpu").into())
+            Err(Failure::new(exit, message).hint(format!("{advice}give --device cpu")).into())
         }
     }
 }
@@ -79,19 +80,21 @@ pub(crate) fn cuda_options(cache: Option<&Path>) -> CudaOptions {
     CudaOptions { cache_dir: cache.map(|dir| dir.join("kernels")), ..CudaOptions::default() }
 }
 
-/// Bytes that are free on the CUDA device; `None` when there is none.
-pub(crate) fn cuda_free() -> Option<u64> {
-    probe().as_ref().ok().map(|info| info.free_bytes)
-}
-
-/// The CUDA device, when one can be used.
-pub(crate) fn cuda_info() -> Option<&'static DeviceInfo> {
+/// The CUDA device; `None` when none can be used.
+pub(crate) fn card() -> Option<&'static DeviceInfo> {
     probe().as_ref().ok()
 }
 
-/// Why no CUDA device can be used; `None` when one can.
+/// Why no CUDA device can be used, and what to do; `None` when one can.
 pub(crate) fn cuda_missing() -> Option<String> {
-    probe().as_ref().err().map(ToString::to_string)
+    probe().as_ref().err().map(advised)
+}
+
+fn advised(why: &CudaError) -> String {
+    match why.advice() {
+        Some(advice) => format!("{why}: {advice}"),
+        None => why.to_string(),
+    }
 }
 
 /// Looking makes a context, which takes a moment: once is enough.

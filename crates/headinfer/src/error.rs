@@ -11,6 +11,10 @@ use headinfer_core::niah::NiahError;
 use headinfer_core::plan::PlanError;
 use headinfer_core::text::TextError;
 use headinfer_core::text::chat::ChatError;
+use headinfer_core::units::{Bytes, MIB};
+use headinfer_cuda::OpenError as CudaOpenError;
+
+use crate::machine;
 
 /// Exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +121,9 @@ fn meaning(error: &anyhow::Error) -> (Exit, Option<String>) {
         if let Some(e) = cause.downcast_ref::<OpenError>() {
             return Some(open_meaning(e));
         }
+        if let Some(e) = cause.downcast_ref::<CudaOpenError>() {
+            return Some(cuda_meaning(e));
+        }
         if let Some(e) = cause.downcast_ref::<NiahError>() {
             return Some(niah_meaning(e));
         }
@@ -138,11 +145,46 @@ fn plan_meaning(error: &PlanError) -> (Exit, Option<String>) {
 fn open_meaning(error: &OpenError) -> (Exit, Option<String>) {
     match error {
         OpenError::Memory { memory: "device", .. } => {
-            (Exit::Failed, Some("give a smaller --gpu-memory".into()))
+            (Exit::DoesNotFit, Some("give a smaller --gpu-memory".into()))
         }
-        OpenError::Memory { .. } => (Exit::Failed, Some("give a smaller --host-memory or --context".into())),
+        OpenError::Memory { .. } => (Exit::DoesNotFit, Some(LESS_HOST_MEMORY.into())),
         OpenError::Threads(_) => (Exit::Failed, Some("give fewer --threads".into())),
         OpenError::Weights(_) => (Exit::Input, None),
+    }
+}
+
+const LESS_HOST_MEMORY: &str = "give a smaller --host-memory or --context";
+
+fn cuda_meaning(error: &CudaOpenError) -> (Exit, Option<String>) {
+    match error {
+        CudaOpenError::Cuda(e) => {
+            let exit = if e.is_out_of_memory() { Exit::DoesNotFit } else { Exit::Failed };
+            (exit, Some(e.advice().unwrap_or_else(|| "give --device cpu".into())))
+        }
+        CudaOpenError::DeviceMemory { free, .. } => {
+            let flag = format!("--gpu-memory {}MiB or less", free.0 / MIB);
+            let hint = format!("give {flag}, or end the process that holds the rest (see nvidia-smi)");
+            (Exit::DoesNotFit, Some(hint))
+        }
+        CudaOpenError::HostMemory { .. } => (Exit::DoesNotFit, Some(LESS_HOST_MEMORY.into())),
+        CudaOpenError::Pin { bytes, .. } => (Exit::DoesNotFit, Some(unpinned(*bytes, machine::locked_max()))),
+        CudaOpenError::Plan(_) => (Exit::Failed, None),
+        CudaOpenError::Weights(_) => (Exit::Input, None),
+    }
+}
+
+/// What to do when `need` cannot be pinned under a limit on locked memory of `limit`, `None` being none.
+fn unpinned(need: Bytes, limit: Option<u64>) -> String {
+    match limit.filter(|limit| *limit < need.0) {
+        Some(limit) => format!(
+            "raise the limit on locked memory, which is {} (ulimit -l unlimited; docker run --ulimit memlock=-1), \
+             or {LESS_HOST_MEMORY}",
+            Bytes(limit)
+        ),
+        None => format!(
+            "{LESS_HOST_MEMORY}: `ulimit -l` allows this much, so the system has no more pages to pin, or its \
+             driver is limited (WSL pins half of the memory)"
+        ),
     }
 }
 
@@ -150,6 +192,7 @@ fn engine_meaning(error: &EngineError) -> (Exit, Option<String>) {
     match error {
         EngineError::ContextFull { .. } => (Exit::DoesNotFit, None),
         EngineError::Empty | EngineError::UnknownToken { .. } | EngineError::NotFinite => (Exit::Input, None),
+        EngineError::Mask(_) => (Exit::Failed, None),
         EngineError::Cancelled { .. } => (Exit::Interrupted, None),
         EngineError::Backend(_) => (Exit::Failed, None),
     }
@@ -170,4 +213,21 @@ fn niah_meaning(error: &NiahError) -> (Exit, Option<String>) {
 /// Causes come from many libraries; some speak in several lines.
 fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_pinned_names_the_limit_that_may_be_the_cause() {
+        assert!(
+            unpinned(Bytes(8 * MIB), Some(MIB))
+                .starts_with("raise the limit on locked memory, which is 1.00 MiB")
+        );
+        for limit in [None, Some(16 * MIB)] {
+            let hint = unpinned(Bytes(8 * MIB), limit);
+            assert!(hint.contains("--host-memory") && !hint.contains("raise"), "{hint}");
+        }
+    }
 }

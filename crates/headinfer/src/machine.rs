@@ -103,19 +103,37 @@ pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Bytes of memory that can be taken now: what the system has available or the cgroup leaves, whichever is less.
-/// 0 when neither can be read.
-pub(crate) fn available_memory() -> u64 {
+/// Memory that can be taken now: what the system has available or the cgroup leaves, whichever is less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Available {
+    /// 0 when neither can be read.
+    pub(crate) bytes: u64,
+    /// Whether it is the cgroup that leaves no more.
+    pub(crate) cgroup: bool,
+}
+
+/// Memory that can be taken now.
+pub(crate) fn available() -> Available {
     available_under(Path::new("/"))
 }
 
-/// As [`available_memory`], with `/proc` and `/sys` under `root`.
-fn available_under(root: &Path) -> u64 {
-    let left = cgroup_left(root);
-    match meminfo_available(root) {
-        Some(available) => available.min(left.unwrap_or(u64::MAX)),
-        None => left.unwrap_or(0),
+/// Bytes of [`available`].
+pub(crate) fn available_memory() -> u64 {
+    available().bytes
+}
+
+/// As [`available`], with `/proc` and `/sys` under `root`.
+fn available_under(root: &Path) -> Available {
+    match (meminfo_available(root), cgroup_left(root)) {
+        (Some(bytes), Some(left)) if left < bytes => Available { bytes: left, cgroup: true },
+        (Some(bytes), _) => Available { bytes, cgroup: false },
+        (None, left) => Available { bytes: left.unwrap_or(0), cgroup: left.is_some() },
     }
+}
+
+/// Most bytes that this process may lock in memory (`ulimit -l`); `None` without a limit.
+pub(crate) fn locked_max() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Memlock).current
 }
 
 fn meminfo_available(root: &Path) -> Option<u64> {

@@ -16,8 +16,9 @@ const MEMINFO: (&str, &str) = ("proc/meminfo", "MemTotal: 4000 kB\nMemAvailable:
 
 #[test]
 fn without_a_cgroup_the_system_decides() {
-    assert_eq!(available_under(root(&[MEMINFO]).path()), 2000 * KIB);
-    assert_eq!(available_under(root(&[]).path()), 0);
+    let system = |bytes| Available { bytes, cgroup: false };
+    assert_eq!(available_under(root(&[MEMINFO]).path()), system(2000 * KIB));
+    assert_eq!(available_under(root(&[]).path()), system(0));
 }
 
 #[test]
@@ -30,7 +31,7 @@ fn the_tightest_group_decides_in_version_2() {
         ("sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 100000\n"),
         ("sys/fs/cgroup/a/b/memory.max", "max\n"),
     ]);
-    assert_eq!(available_under(dir.path()), 800_000);
+    assert_eq!(available_under(dir.path()), Available { bytes: 800_000, cgroup: true });
 }
 
 #[test]
@@ -41,7 +42,18 @@ fn version_1_is_read_at_its_mount() {
         ("sys/fs/cgroup/memory/memory.limit_in_bytes", "500000\n"),
         ("sys/fs/cgroup/memory/memory.usage_in_bytes", "600000\n"),
     ]);
-    assert_eq!(available_under(dir.path()), 0);
+    assert_eq!(available_under(dir.path()), Available { bytes: 0, cgroup: true });
+}
+
+#[test]
+fn a_wide_group_does_not_decide() {
+    let dir = root(&[
+        MEMINFO,
+        ("proc/self/cgroup", "0::/a\n"),
+        ("sys/fs/cgroup/a/memory.max", "99000000000\n"),
+        ("sys/fs/cgroup/a/memory.current", "1\n"),
+    ]);
+    assert_eq!(available_under(dir.path()), Available { bytes: 2000 * KIB, cgroup: false });
 }
 
 #[test]

@@ -9,7 +9,9 @@ use crate::memory::{Grant, Memories};
 use crate::model::spec::{LayerTensor, TensorId};
 use crate::model::synthetic::{Half, SyntheticKv};
 use crate::model::weights::{TensorView, Weights};
-use crate::plan::{DECODE_ROWS, Heads, NormKind, Op, Part, Plan, Role, SPLIT, Step, WeightPlace};
+use crate::plan::{
+    DECODE_ROWS, Heads, NormKind, Op, Part, Plan, Role, SPLIT, Step, WeightBlock, WeightPlace,
+};
 
 pub(super) struct Executor {
     pub(super) plan: Arc<Plan>,
@@ -49,7 +51,9 @@ impl Executor {
         let run = Run { x: self, g: &grant, step };
         match *op {
             Op::Embed => self.pool.install(|| run.embed()),
-            Op::FetchWeights { layer, .. } => self.copy_layer(layer, grant.write(Role::LayerWeights, 0)),
+            Op::FetchWeights { block, part, .. } => {
+                self.copy_weights(block, part, grant.write(Role::LayerWeights, 0));
+            }
             Op::Norm { layer, kind } => self.pool.install(|| run.norm(layer, kind)),
             Op::Project { layer } => self.pool.install(|| run.project(layer)),
             Op::Evict { .. } | Op::Fetch { .. } => run.copy(),
@@ -60,7 +64,7 @@ impl Executor {
             Op::Merge { .. } => run.merge(),
             Op::OutProject { layer } => self.pool.install(|| run.out_project(layer)),
             Op::Mlp { layer, start, end } => self.pool.install(|| run.mlp(layer, end - start)),
-            Op::Logits => self.pool.install(|| run.logits()),
+            Op::Logits { start, end } => self.pool.install(|| run.logits(start, end)),
         }
     }
 
@@ -94,29 +98,42 @@ impl Executor {
                 spec.dtype.name()
             )));
         }
-        let (shared, layers) = self.plan.resident_weight_operands();
-        let grant = self.memories.grant(shared);
-        let to = grant.write::<u8>(Role::SharedWeights, 0);
-        for id in [TensorId::Embed, TensorId::FinalNorm, TensorId::LmHead] {
-            if let Some((offset, bytes)) = self.plan.layout().weight(id) {
-                to[offset as usize..(offset + bytes) as usize].copy_from_slice(self.weights.tensor(id).bytes);
+        for (id, _) in spec.tensors() {
+            let grant = self.memories.grant(self.plan.weight_homes(id));
+            for home in 0..grant.count(Role::Tensor) {
+                grant.write::<u8>(Role::Tensor, home).copy_from_slice(self.weights.tensor(id).bytes);
             }
-        }
-        for (layer, operands) in layers.into_iter().enumerate() {
-            let grant = self.memories.grant(operands);
-            self.copy_layer(layer, grant.write(Role::LayerWeights, 0));
         }
         Ok(())
     }
 
-    fn copy_layer(&self, layer: usize, to: &mut [u8]) {
+    /// A part of a block of weights from where it is mapped.
+    fn copy_weights(&self, block: WeightBlock, part: usize, to: &mut [u8]) {
+        let range = self.plan.layout().weight_part(block, part);
+        let layer = match block {
+            WeightBlock::Layer(layer) => layer,
+            WeightBlock::Head { start, .. } => {
+                let head = self.weights.tensor(self.head());
+                let first = start * head.cols * head.dtype.bytes() + range.start as usize;
+                to.copy_from_slice(&head.bytes[first..first + to.len()]);
+                return;
+            }
+        };
         for (id, _) in self.plan.spec.tensors() {
-            if let (TensorId::Layer(l, _), Some((offset, bytes))) = (id, self.plan.layout().weight(id))
-                && l == layer
-            {
-                to[offset as usize..(offset + bytes) as usize].copy_from_slice(self.weights.tensor(id).bytes);
+            let (TensorId::Layer(l, _), Some((offset, bytes))) = (id, self.plan.layout().weight(id)) else {
+                continue;
+            };
+            let (from, end) = (range.start.max(offset), range.end.min(offset + bytes));
+            if l == layer && from < end {
+                let within = |at: u64, base: u64| (at - base) as usize;
+                let bytes = &self.weights.tensor(id).bytes[within(from, offset)..within(end, offset)];
+                to[within(from, range.start)..within(end, range.start)].copy_from_slice(bytes);
             }
         }
+    }
+
+    fn head(&self) -> TensorId {
+        if self.plan.spec.tied { TensorId::Embed } else { TensorId::LmHead }
     }
 }
 
@@ -340,14 +357,30 @@ impl Run<'_> {
         self.linear(gate, layer, T::Down, bias(T::DownBias), to, spec.hidden, true);
     }
 
-    fn logits(&self) {
+    fn logits(&self, start: usize, end: usize) {
         let spec = &self.x.plan.spec;
-        let normed = self.g.write::<f32>(Role::Normed, 0);
-        let norm = self.weight(TensorId::FinalNorm);
-        kernels::rms_norm(self.x.isa, self.g.read::<f32>(Role::Hidden, 0), norm, spec.norm_eps, normed);
-        let head = self.weight(if spec.tied { TensorId::Embed } else { TensorId::LmHead });
-        let out = self.g.write::<f32>(Role::Logits, 0);
+        let normed = match start {
+            0 => {
+                let (from, to) = (self.g.read::<f32>(Role::Hidden, 0), self.g.write::<f32>(Role::Normed, 0));
+                kernels::rms_norm(self.x.isa, from, self.weight(TensorId::FinalNorm), spec.norm_eps, to);
+                &*to
+            }
+            _ => self.g.read::<f32>(Role::Normed, 0),
+        };
+        let head = self.head(start, end);
+        let out = &mut self.g.write::<f32>(Role::Logits, 0)[start..];
         kernels::linear(self.x.isa, normed, self.step.logit_rows, head, None, out, spec.vocab, false);
+    }
+
+    /// Rows `[start, end)` of the output head, where this plan keeps them.
+    fn head(&self, start: usize, end: usize) -> WeightMatrix<'_> {
+        let TensorView { dtype, cols, bytes, .. } = self.x.weights.tensor(self.x.head());
+        let row = cols * dtype.bytes();
+        let bytes = match self.g.count(Role::HeadWeights) {
+            0 => &bytes[start * row..end * row],
+            _ => self.g.read::<u8>(Role::HeadWeights, 0),
+        };
+        WeightMatrix { dtype, rows: end - start, cols, bytes }
     }
 
     #[allow(clippy::too_many_arguments)] // a projection's operands; all internal
@@ -369,17 +402,20 @@ impl Run<'_> {
 
     /// A weight where this plan keeps it: mapped, resident, or in the layer's slot.
     fn weight(&self, id: TensorId) -> WeightMatrix<'_> {
-        let view = self.x.weights.tensor(id);
-        let copied = |role| {
-            let (offset, bytes) = self.x.plan.layout().weight(id).expect("a copied tensor has a place");
-            &self.g.read::<u8>(role, 0)[offset as usize..(offset + bytes) as usize]
+        let TensorView { dtype, rows, cols, bytes } = self.x.weights.tensor(id);
+        let role = match id {
+            TensorId::Layer(..) => Role::LayerWeights,
+            TensorId::FinalNorm => Role::FinalNorm,
+            TensorId::Embed | TensorId::LmHead => Role::Embedding,
         };
-        let bytes = match (self.x.plan.knobs().weights, id) {
-            (WeightPlace::InPlace, _) => view.bytes,
-            (_, TensorId::Layer(..)) => copied(Role::LayerWeights),
-            _ => copied(Role::SharedWeights),
+        let bytes = match (self.g.count(role), role) {
+            (0, _) => bytes,
+            (_, Role::LayerWeights) => {
+                let (offset, bytes) = self.x.plan.layout().weight(id).expect("a copied tensor has a place");
+                &self.g.read::<u8>(role, 0)[offset as usize..(offset + bytes) as usize]
+            }
+            _ => self.g.read::<u8>(role, 0),
         };
-        let TensorView { dtype, rows, cols, .. } = view;
         WeightMatrix { dtype, rows, cols, bytes }
     }
 }

@@ -21,7 +21,7 @@ pub enum Finish {
     Length,
     /// A stop token came.
     StopToken(u32),
-    /// The sink said stop.
+    /// The sink or the sampler's mask said stop.
     Stopped,
     /// The context is full.
     ContextFull,
@@ -30,7 +30,7 @@ pub enum Finish {
 /// Generates from `logits` (of the session's last token) on. `sink` gets each token as it comes.
 ///
 /// # Errors
-/// [`EngineError::NotFinite`] when the logits cannot be sampled, or the backend's error.
+/// [`EngineError::NotFinite`] or [`EngineError::Mask`] when nothing can be sampled, or the backend's error.
 pub fn generate(
     session: &mut Session,
     logits: &[f32],
@@ -40,11 +40,14 @@ pub fn generate(
 ) -> Result<Finish, EngineError> {
     let mut logits = logits.to_vec();
     for made in 0..limits.max_tokens {
-        let token = sampler.pick(&logits, session.tokens()).map_err(|_| EngineError::NotFinite)?;
+        let token = sampler.pick(&logits, session.tokens())?;
         if limits.stop_tokens.contains(&token) {
             return Ok(Finish::StopToken(token));
         }
         if sink(token).is_break() {
+            return Ok(Finish::Stopped);
+        }
+        if sampler.complete() {
             return Ok(Finish::Stopped);
         }
         if made + 1 == limits.max_tokens {

@@ -51,30 +51,79 @@ impl Sampling {
 #[error("the logits are not finite")]
 pub struct NotFinite;
 
+/// Why no token was chosen.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum PickError {
+    /// See [`NotFinite`].
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
+    /// The mask failed, or left no token that has a probability.
+    #[error("no token may come next: {0}")]
+    Mask(String),
+}
+
+/// Says which tokens may come next, by rules the sampler does not know.
+pub trait TokenMask: Send {
+    /// Sets to -inf the scores, f32 `[vocab]`, of all tokens that may not come next.
+    ///
+    /// # Errors
+    /// A sentence, when there is no saying.
+    fn apply(&mut self, scores: &mut [f32]) -> Result<(), String>;
+
+    /// Is told what was chosen of what it allowed; whether nothing can come after.
+    ///
+    /// # Errors
+    /// As [`TokenMask::apply`].
+    fn chosen(&mut self, id: u32) -> Result<bool, String>;
+}
+
 /// Chooses tokens; draw number i of a seed is always the same.
-#[derive(Debug)]
 pub struct Sampler {
     sampling: Sampling,
     draws: u64,
     penalised: Vec<f32>,
     kept: Vec<(u32, f32)>,
+    mask: Option<Box<dyn TokenMask>>,
+    complete: bool,
 }
 
 impl Sampler {
     /// A sampler for logits of `vocab` entries.
     pub fn new(sampling: Sampling, vocab: usize) -> Self {
-        Self { sampling, draws: 0, penalised: Vec::with_capacity(vocab), kept: Vec::with_capacity(vocab) }
+        let (penalised, kept) = (Vec::with_capacity(vocab), Vec::with_capacity(vocab));
+        Self { sampling, draws: 0, penalised, kept, mask: None, complete: false }
+    }
+
+    /// Chooses among the tokens that `mask` allows only.
+    pub fn masked(self, mask: Option<Box<dyn TokenMask>>) -> Self {
+        Self { mask, ..self }
+    }
+
+    /// Whether the mask lets nothing come after what was picked last.
+    pub fn complete(&self) -> bool {
+        self.complete
     }
 
     /// The next token after `history`.
     ///
     /// # Errors
-    /// [`NotFinite`].
-    pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, NotFinite> {
-        if self.sampling.temperature == 0.0 {
-            self.penalise(logits, history)?;
-            return Ok(greedy_margin(&self.penalised).0);
+    /// [`PickError`].
+    pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, PickError> {
+        let id = if self.sampling.temperature == 0.0 {
+            self.score(logits, history)?;
+            let (id, _) = greedy_margin(&self.penalised);
+            (self.penalised[id as usize] > f32::NEG_INFINITY).then_some(id)
+        } else {
+            self.draw(logits, history)?
+        };
+        let id = id.ok_or_else(|| PickError::Mask("all that are allowed are impossible".into()))?;
+        if let Some(mask) = &mut self.mask {
+            self.complete = mask.chosen(id).map_err(PickError::Mask)?;
         }
+        Ok(id)
+    }
+
+    fn draw(&mut self, logits: &[f32], history: &[u32]) -> Result<Option<u32>, PickError> {
         let draw = uniform(self.sampling.seed, self.draws);
         self.draws += 1;
         let kept = self.probabilities(logits, history)?;
@@ -82,23 +131,24 @@ impl Sampler {
         for (id, p) in kept {
             left -= f64::from(*p);
             if left < 0.0 {
-                return Ok(*id);
+                return Ok(Some(*id));
             }
         }
         // Rounding left a crumb: the least likely token that was kept.
-        kept.last().map(|(id, _)| *id).ok_or(NotFinite)
+        Ok(kept.last().map(|(id, _)| *id))
     }
 
     /// The distribution drawn from, likeliest first, after repetition penalty, temperature, top-k, top-p and
-    /// min-p in this order (as transformers does). At least one token is kept.
+    /// min-p in this order (as transformers does). At least one token is kept, unless all are masked.
     ///
     /// # Errors
-    /// [`NotFinite`].
-    pub fn probabilities(&mut self, logits: &[f32], history: &[u32]) -> Result<&[(u32, f32)], NotFinite> {
-        self.penalise(logits, history)?;
+    /// [`PickError`].
+    pub fn probabilities(&mut self, logits: &[f32], history: &[u32]) -> Result<&[(u32, f32)], PickError> {
+        self.score(logits, history)?;
         let temperature = if self.sampling.temperature > 0.0 { self.sampling.temperature } else { 1.0 };
         self.kept.clear();
-        self.kept.extend(self.penalised.iter().zip(0u32..).map(|(x, id)| (id, x / temperature)));
+        let possible = self.penalised.iter().zip(0u32..).filter(|(x, _)| **x > f32::NEG_INFINITY);
+        self.kept.extend(possible.map(|(x, id)| (id, x / temperature)));
         let by_score = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         let k = self.sampling.top_k.unwrap_or(self.kept.len()).min(self.kept.len());
         if k < self.kept.len() {
@@ -126,6 +176,15 @@ impl Sampler {
             self.renormalise();
         }
         Ok(&self.kept)
+    }
+
+    /// Logits after penalty and mask.
+    fn score(&mut self, logits: &[f32], history: &[u32]) -> Result<(), PickError> {
+        self.penalise(logits, history)?;
+        match &mut self.mask {
+            Some(mask) => mask.apply(&mut self.penalised).map_err(PickError::Mask),
+            None => Ok(()),
+        }
     }
 
     fn penalise(&mut self, logits: &[f32], history: &[u32]) -> Result<(), NotFinite> {
@@ -207,7 +266,7 @@ mod tests {
     #[test]
     fn nan_and_infinity_are_refused() {
         for bad in [f32::NAN, f32::INFINITY] {
-            assert_eq!(sampler(Sampling::default()).pick(&[0.0, bad], &[]), Err(NotFinite));
+            assert_eq!(sampler(Sampling::default()).pick(&[0.0, bad], &[]), Err(NotFinite.into()));
         }
         assert_eq!(sampler(Sampling::default()).pick(&[f32::NEG_INFINITY, 0.0], &[]), Ok(1));
     }
@@ -267,6 +326,45 @@ mod tests {
             assert!(bad.validate().is_err(), "{bad:?}");
         }
         assert_eq!(Sampling::default().validate(), Ok(()));
+    }
+
+    /// Allows the ids it is given, then says that all is done.
+    struct Only(Vec<u32>);
+
+    impl TokenMask for Only {
+        fn apply(&mut self, scores: &mut [f32]) -> Result<(), String> {
+            let forbidden = scores.iter_mut().zip(0..).filter(|(_, id)| !self.0.contains(id));
+            forbidden.for_each(|(score, _)| *score = f32::NEG_INFINITY);
+            Ok(())
+        }
+
+        fn chosen(&mut self, id: u32) -> Result<bool, String> {
+            self.0.retain(|allowed| *allowed != id);
+            Ok(self.0.is_empty())
+        }
+    }
+
+    #[test]
+    fn a_mask_bounds_what_is_picked_at_any_temperature() {
+        for temperature in [0.0, 1.0, 100.0] {
+            for seed in 0..50 {
+                let sampling = Sampling { temperature, seed, top_p: Some(0.9), ..Sampling::default() };
+                let mut s = sampler(sampling).masked(Some(Box::new(Only(vec![0, 3]))));
+                let first = s.pick(&LOGITS, &[]).unwrap();
+                assert!([0, 3].contains(&first) && !s.complete());
+                assert_eq!((s.pick(&LOGITS, &[]), s.complete()), (Ok(3 - first), true));
+            }
+        }
+    }
+
+    #[test]
+    fn a_mask_that_leaves_nothing_is_an_error() {
+        for temperature in [0.0, 1.0] {
+            let mut s = sampler(Sampling { temperature, ..Sampling::default() });
+            s = s.masked(Some(Box::new(Only(vec![0]))));
+            let refused = s.pick(&[f32::NEG_INFINITY, 1.0], &[]);
+            assert!(matches!(refused, Err(PickError::Mask(_))), "{refused:?}");
+        }
     }
 
     #[test]

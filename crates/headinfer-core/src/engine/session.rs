@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::backend::{Backend, BackendError};
+use crate::engine::sample::PickError;
 use crate::plan::{Plan, Step};
 
 /// Why a session could not go on. The tokens already taken in stay valid.
@@ -46,9 +47,21 @@ pub enum EngineError {
     /// A logit is NaN or infinite.
     #[error("the logits are not finite: the weights are damaged or overflow")]
     NotFinite,
+    /// What may come next leaves nothing to choose.
+    #[error("no token may come next: {0}")]
+    Mask(String),
     /// The device failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
+}
+
+impl From<PickError> for EngineError {
+    fn from(error: PickError) -> Self {
+        match error {
+            PickError::NotFinite(_) => Self::NotFinite,
+            PickError::Mask(why) => Self::Mask(why),
+        }
+    }
 }
 
 /// How far a prefill is.

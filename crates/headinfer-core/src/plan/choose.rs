@@ -111,6 +111,8 @@ pub enum PlanError {
 /// Contexts beyond this are refused: offsets and positions stay far from overflow.
 pub(super) const CONTEXT_MAX: usize = 1 << 32;
 const RING_SLOTS: usize = 3;
+/// One block of weights is used while the next is fetched.
+const WEIGHT_SLOTS: usize = 2;
 const LOGIT_ROWS: usize = 16;
 const LEVELS: u32 = 16;
 
@@ -160,7 +162,7 @@ impl Plan {
 
 fn choose(spec: &ModelSpec, request: &Request) -> Option<Plan> {
     let all = spec.layers * spec.kv_heads;
-    for weights in weight_places(spec, request) {
+    for weights in weight_places(request) {
         if may_be_all_resident(request, all) {
             for level in 0..4 {
                 let mut knobs = knobs(spec, request, weights, level);
@@ -189,8 +191,8 @@ fn may_be_all_resident(request: &Request, all: usize) -> bool {
     no_host && request.placement != PlacementMode::Offload && asked.is_none_or(|n| n == all)
 }
 
-fn weight_places(spec: &ModelSpec, request: &Request) -> Vec<WeightPlace> {
-    let streamed = WeightPlace::Streamed { slots: spec.layers.min(2) };
+fn weight_places(request: &Request) -> Vec<WeightPlace> {
+    let streamed = WeightPlace::Streamed { slots: WEIGHT_SLOTS };
     match (request.weights, request.device) {
         (WeightsMode::Auto, DeviceKind::Cpu) => vec![WeightPlace::InPlace],
         (WeightsMode::Auto, DeviceKind::Cuda) => vec![WeightPlace::Resident, streamed],
@@ -202,15 +204,16 @@ fn weight_places(spec: &ModelSpec, request: &Request) -> Vec<WeightPlace> {
 /// The offloading plan at one level of thrift: each level halves the chunk and the ring slots.
 fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) -> Knobs {
     let o = &request.overrides;
-    let (chunk, slot_bytes, mlp_rows, activation) = match request.device {
-        DeviceKind::Cpu => (512, 4 * MIB, 256, DType::F32),
-        DeviceKind::Cuda => (request.machine.hiding_chunk(spec), 16 * MIB, 1024, DType::Bf16),
+    let (chunk, [tile_bytes, slot_bytes], mlp_rows, activation) = match request.device {
+        DeviceKind::Cpu => (512, [4 * MIB; 2], 256, DType::F32),
+        // Two long tiles a launch: what passes between launches is then below a percent of their copies.
+        DeviceKind::Cuda => (hiding_chunk(spec, request, weights), [16 * MIB, 32 * MIB], 1024, DType::Bf16),
     };
     let chunk = o.chunk.unwrap_or((chunk >> level).max(16)).min(request.context);
-    let slot_tokens = (slot_bytes >> level) as usize / (4 * spec.head_dim);
+    let tokens = |bytes: u64| (bytes >> level) as usize / (4 * spec.head_dim);
     let store = request.context.next_multiple_of(SPLIT);
-    let tile = o.tile.unwrap_or((slot_tokens / SPLIT * SPLIT).clamp(SPLIT, store));
-    let group = o.heads_per_group.unwrap_or((slot_tokens / tile).clamp(1, spec.kv_heads));
+    let tile = o.tile.unwrap_or((tokens(tile_bytes) / SPLIT * SPLIT).clamp(SPLIT, store));
+    let group = o.heads_per_group.unwrap_or((tokens(slot_bytes) / tile).clamp(1, spec.kv_heads));
     Knobs {
         device: request.device,
         context: request.context,
@@ -224,6 +227,15 @@ fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) 
         mlp_rows: chunk.min(mlp_rows),
         weights,
         activation,
+    }
+}
+
+/// Tokens of a step that hides its copies: of KV, and of weights where they stream.
+fn hiding_chunk(spec: &ModelSpec, request: &Request, weights: WeightPlace) -> usize {
+    let kv = request.machine.hiding_chunk(spec);
+    match weights {
+        WeightPlace::Streamed { .. } => kv.max(request.machine.weight_hiding_chunk(spec)),
+        WeightPlace::InPlace | WeightPlace::Resident => kv,
     }
 }
 
@@ -305,7 +317,7 @@ fn does_not_fit(spec: &ModelSpec, request: &Request) -> PlanError {
     };
     let on_device = |layout: &Layout| layout.bytes(Memory::Device) + request.machine.device_overhead;
     // Weights that stream take host memory: they help only where the device is what is short.
-    let layouts: Vec<_> = weight_places(spec, request).into_iter().map(least).collect();
+    let layouts: Vec<_> = weight_places(request).into_iter().map(least).collect();
     let fitting = layouts.iter().find(|layout| on_device(layout) <= request.device_budget);
     let Some(layout) = fitting.or(layouts.last()) else { unreachable!("weights have a place") };
     let device = on_device(layout);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Plan;
-use super::layout::{DECODE_ROWS, WeightPlace};
+use super::layout::{DECODE_ROWS, RegionId};
 use super::op::{Heads, Lane, Op, Part, Step};
 use super::operands::{Access, Role};
 use crate::model::spec::ModelSpec;
@@ -54,6 +54,13 @@ impl Machine {
             host_bytes_s: 20e9,
             device_overhead: 0,
         }
+    }
+
+    /// Least chunk whose matrix products hide the copies of the weights they need: 2·C FLOP per weight against its
+    /// bytes, a power of two within [1024, 16384].
+    pub fn weight_hiding_chunk(&self, spec: &ModelSpec) -> usize {
+        let least = spec.dtype.bytes() as f64 / 2.0 * self.gemm_flops / self.link_bytes_s;
+        (least as usize).next_power_of_two().clamp(1024, 16384)
     }
 
     /// Least chunk whose attention hides the copies of the KV it needs: 4·C·g·d FLOP per KV token against 4·d
@@ -124,9 +131,16 @@ impl Plan {
         };
         let rows = step.rows as f64;
         match *op {
-            Op::Embed | Op::Norm { .. } | Op::Merge { .. } => Cost::default(),
-            Op::FetchWeights { .. } => {
-                Cost { in_bytes: self.layout().layer_weight_bytes() as f64, ..Cost::default() }
+            Op::Norm { .. } | Op::Merge { .. } => Cost::default(),
+            Op::Embed => {
+                // Rows of an embedding on the host cross the link as they are read.
+                let on_host = self.layout().region_bytes(RegionId::HostWeights) > 0;
+                let bytes = if on_host { rows * h * spec.dtype.bytes() as f64 } else { 0.0 };
+                Cost { in_bytes: bytes, ..Cost::default() }
+            }
+            Op::FetchWeights { block, part, .. } => {
+                let range = self.layout().weight_part(block, part);
+                Cost { in_bytes: (range.end - range.start) as f64, ..Cost::default() }
             }
             Op::Project { .. } => gemm(rows, h * (spec.q_dim() + 2 * spec.kv_dim()) as f64),
             Op::OutProject { .. } => gemm(rows, h * spec.q_dim() as f64),
@@ -136,7 +150,7 @@ impl Plan {
                 cost.device_bytes *= if start == 0 { 1.0 } else { 0.0 };
                 cost
             }
-            Op::Logits => gemm(step.logit_rows as f64, h * spec.vocab as f64),
+            Op::Logits { start, end } => gemm(step.logit_rows as f64, h * (end - start) as f64),
             Op::Evict { .. } => {
                 Cost { out_bytes: self.bytes_of(step, op, &[Role::Key, Role::Value]), ..Cost::default() }
             }
@@ -196,12 +210,13 @@ impl Plan {
             total.host_bytes += by_cpu * past as f64 * row;
             let at_own = on_host * step.rows as f64 + (on_host - by_cpu) * past as f64;
             total.device_bytes += (resident * (step.past + step.rows) as f64 + at_own) * row;
-            if let WeightPlace::Streamed { .. } = self.knobs().weights {
-                total.in_bytes += self.layout().layer_weight_bytes() as f64;
-            }
+        }
+        total += self.command_cost(step, &Op::Embed);
+        for block in self.weight_fetches(step) {
+            total.in_bytes += self.layout().weight_block_bytes(block) as f64;
         }
         if step.logit_rows > 0 {
-            total += self.command_cost(step, &Op::Logits);
+            total += self.command_cost(step, &Op::Logits { start: 0, end: spec.vocab });
         }
         total
     }

@@ -3,7 +3,7 @@
 //! The only code that turns shapes into bytes.
 
 use super::choose::DeviceKind;
-use super::op::Heads;
+use super::op::{Heads, WeightBlock};
 use crate::dtype::DType;
 use crate::model::spec::{LayerTensor, ModelSpec, TensorId};
 use crate::units::MIB;
@@ -20,6 +20,12 @@ pub const SPLITS_IN_FLIGHT: usize = 64;
 pub const GEMM_WORKSPACE: u64 = 32 * MIB;
 /// Steps that a GPU's host may be ahead of it: each has its own place for token ids.
 pub const STEPS_IN_FLIGHT: usize = 2;
+/// Copies that a streamed block of weights is cut into, so that KV tiles need not wait for all of it.
+pub const WEIGHT_PARTS: usize = 16;
+/// Blocks of the output head, give or take one, where a layer's size does not ask for more.
+const HEAD_BLOCKS: usize = 4;
+/// Rows of a block of the output head are a multiple of this: its columns of the logits stay aligned.
+const HEAD_ROWS: usize = 16;
 /// Offsets of regions are multiples of this many bytes.
 const ALIGN: u64 = 256;
 
@@ -55,9 +61,9 @@ impl Span {
 /// Names a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RegionId {
-    /// Embedding, output head, final norm, when copied to the device.
+    /// Final norm, embedding, output head, when copied to the device; only the first when weights are streamed.
     SharedWeights,
-    /// All layers, when resident; a ring of layers, when streamed.
+    /// All layers, when resident; slots for a block of weights each, when streamed.
     LayerWeights,
     /// Token ids of the step, u32 `[chunk]`.
     Ids,
@@ -89,7 +95,7 @@ pub enum RegionId {
     ResidentKv,
     /// The KV store, bf16 `[layer][kv_head][tile][K rows | V rows]`.
     HostKv,
-    /// All layers' weights, when a GPU streams them: copies need memory that is pinned.
+    /// All weights, when a GPU streams them: copies need memory that is pinned. Shared ones, then each layer's.
     HostWeights,
     /// Token ids on their way to a GPU, u32 `[STEPS_IN_FLIGHT][chunk]`.
     HostIds,
@@ -121,9 +127,10 @@ pub enum WeightPlace {
     InPlace,
     /// Copied to the device once.
     Resident,
-    /// Layers stream through `slots` slots; embedding and output head are resident.
+    /// Layers and blocks of the output head stream through `slots` slots; rows of the embedding are read where they
+    /// are. Between steps the first slot holds the first layer.
     Streamed {
-        /// Layers held at once.
+        /// Blocks held at once.
         slots: usize,
     },
 }
@@ -181,6 +188,12 @@ pub struct Layout {
     weight_offsets: Vec<(LayerTensor, u64, u64)>,
     shared_offsets: Vec<(TensorId, u64, u64)>,
     layer_bytes: u64,
+    shared_bytes: u64,
+    slot_bytes: u64,
+    head_row_bytes: u64,
+    head_block: usize,
+    vocab: usize,
+    layers: usize,
 }
 
 impl Layout {
@@ -196,13 +209,20 @@ impl Layout {
             weight_offsets: Vec::new(),
             shared_offsets: Vec::new(),
             layer_bytes: 0,
+            shared_bytes: 0,
+            slot_bytes: 0,
+            head_row_bytes: (spec.hidden * spec.dtype.bytes()) as u64,
+            head_block: 0,
+            vocab: spec.vocab,
+            layers: spec.layers,
             knobs,
         };
         layout.place_heads(spec);
+        layout.measure_weights(spec);
         layout.place_weights(spec);
         layout.place_activations(spec);
-        layout.place_kv(spec);
         layout.place_staging(spec);
+        layout.place_kv(spec);
         layout
     }
 
@@ -271,6 +291,58 @@ impl Layout {
         Span { memory: region.span.memory, offset: region.span.offset + offset, bytes }
     }
 
+    /// Blocks of the output head in the order in which they are computed, in every plan of a model alike: a product
+    /// of another size may round otherwise.
+    pub fn head_blocks(&self) -> impl Iterator<Item = WeightBlock> + use<> {
+        let (block, vocab) = (self.head_block, self.vocab);
+        (0..vocab)
+            .step_by(block)
+            .map(move |start| WeightBlock::Head { start, end: (start + block).min(vocab) })
+    }
+
+    /// The slot that a streamed block goes through: one after another, so that the last block of a step with logits
+    /// leaves the first slot alone.
+    pub fn weight_slot(&self, block: WeightBlock) -> usize {
+        let WeightPlace::Streamed { slots } = self.knobs.weights else { return 0 };
+        match block {
+            WeightBlock::Layer(layer) => layer % slots,
+            WeightBlock::Head { start, .. } => (self.layers + start / self.head_block) % slots,
+        }
+    }
+
+    /// Bytes of a part of a block of weights, counted from the block's start; perhaps none.
+    pub fn weight_part(&self, block: WeightBlock, part: usize) -> std::ops::Range<u64> {
+        let bytes = self.weight_block_bytes(block);
+        let cut = |part: usize| match part {
+            WEIGHT_PARTS => bytes,
+            part => bytes * part as u64 / WEIGHT_PARTS as u64 / ALIGN * ALIGN,
+        };
+        cut(part)..cut(part + 1)
+    }
+
+    /// Bytes of a block of weights as copied.
+    pub fn weight_block_bytes(&self, block: WeightBlock) -> u64 {
+        match block {
+            WeightBlock::Layer(_) => self.layer_bytes,
+            WeightBlock::Head { start, end } => (end - start) as u64 * self.head_row_bytes,
+        }
+    }
+
+    /// Bytes of a row of the output head.
+    pub(super) fn head_row_bytes(&self) -> u64 {
+        self.head_row_bytes
+    }
+
+    /// Bytes of all weights that no layer owns, aligned.
+    pub(super) fn shared_weight_bytes(&self) -> u64 {
+        self.shared_bytes
+    }
+
+    /// Bytes from one slot of [`RegionId::LayerWeights`] to the next.
+    pub(super) fn slot_bytes(&self) -> u64 {
+        self.slot_bytes
+    }
+
     /// Where a copied weight lies: offset and bytes within [`RegionId::SharedWeights`], or within one layer
     /// of [`RegionId::LayerWeights`].
     pub fn weight(&self, id: TensorId) -> Option<(u64, u64)> {
@@ -293,11 +365,14 @@ impl Layout {
         }
     }
 
-    fn place_weights(&mut self, spec: &ModelSpec) {
-        let width = |t: DType| t.bytes() as u64;
+    /// Offsets and sizes of weights: the same in every plan of a model.
+    fn measure_weights(&mut self, spec: &ModelSpec) {
         let (mut layer_end, mut shared_end) = (0u64, 0u64);
-        for (id, [rows, cols]) in spec.tensors() {
-            let bytes = rows as u64 * cols as u64 * width(spec.dtype);
+        let mut tensors = spec.tensors();
+        // First, so that it can be on the device without the large ones.
+        tensors.sort_by_key(|(id, _)| *id != TensorId::FinalNorm);
+        for (id, [rows, cols]) in tensors {
+            let bytes = rows as u64 * cols as u64 * spec.dtype.bytes() as u64;
             match id {
                 TensorId::Layer(0, tensor) => {
                     self.weight_offsets.push((tensor, layer_end, bytes));
@@ -310,14 +385,32 @@ impl Layout {
                 }
             }
         }
-        self.layer_bytes = layer_end;
-        let layers = match self.knobs.weights {
-            WeightPlace::InPlace => return,
-            WeightPlace::Resident => spec.layers,
-            WeightPlace::Streamed { slots } => slots,
-        };
-        self.add(RegionId::SharedWeights, "embedding and output head", Memory::Device, shared_end);
-        self.add(RegionId::LayerWeights, "layer weights", Memory::Device, layer_end * layers as u64);
+        (self.layer_bytes, self.shared_bytes) = (layer_end, shared_end);
+        let least = spec.vocab.div_ceil(HEAD_BLOCKS).next_multiple_of(HEAD_ROWS);
+        let most = (layer_end / self.head_row_bytes) as usize / HEAD_ROWS * HEAD_ROWS;
+        let blocks = spec.vocab.div_ceil(most.max(least));
+        // Two slots take turns: with an even number of blocks the next step's first layer is fetched beside the last.
+        let blocks = blocks + (spec.layers + blocks) % 2;
+        self.head_block = spec.vocab.div_ceil(blocks).next_multiple_of(HEAD_ROWS);
+        let head = (self.head_block.min(spec.vocab)) as u64 * self.head_row_bytes;
+        self.slot_bytes = layer_end.max(head).next_multiple_of(ALIGN);
+    }
+
+    fn place_weights(&mut self, spec: &ModelSpec) {
+        use Memory::Device;
+        match self.knobs.weights {
+            WeightPlace::InPlace => {}
+            WeightPlace::Resident => {
+                let layers = self.layer_bytes * spec.layers as u64;
+                self.add(RegionId::SharedWeights, "embedding and output head", Device, self.shared_bytes);
+                self.add(RegionId::LayerWeights, "layer weights", Device, layers);
+            }
+            WeightPlace::Streamed { slots } => {
+                let norm = self.weight(TensorId::FinalNorm).map_or(0, |(_, bytes)| bytes);
+                self.add(RegionId::SharedWeights, "final norm", Device, norm);
+                self.add(RegionId::LayerWeights, "weight slots", Device, self.slot_bytes * slots as u64);
+            }
+        }
     }
 
     fn place_activations(&mut self, spec: &ModelSpec) {
@@ -378,7 +471,7 @@ impl Layout {
             return;
         }
         if let WeightPlace::Streamed { .. } = self.knobs.weights {
-            let bytes = self.layer_bytes * spec.layers as u64;
+            let bytes = self.shared_bytes + self.layer_bytes * spec.layers as u64;
             self.add(RegionId::HostWeights, "weights to stream", Memory::Host, bytes);
         }
         let ids = (STEPS_IN_FLIGHT * self.knobs.chunk) as u64 * 4;

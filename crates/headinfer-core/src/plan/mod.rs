@@ -13,6 +13,8 @@ mod operands;
 pub mod paper;
 pub mod report;
 mod schedule;
+mod weave;
+mod weights;
 mod why;
 
 use std::ops::Range;
@@ -21,9 +23,9 @@ pub use choose::{DeviceKind, Overrides, PlacementMode, PlanError, Request, Weigh
 pub use cost::{Cost, Machine};
 pub use layout::{
     BLOCK, DECODE_ROWS, GEMM_WORKSPACE, Knobs, Layout, Memory, Place, Region, RegionId, SPLIT,
-    SPLITS_IN_FLIGHT, STEPS_IN_FLIGHT, Span, WeightPlace,
+    SPLITS_IN_FLIGHT, STEPS_IN_FLIGHT, Span, WEIGHT_PARTS, WeightPlace,
 };
-pub use op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step};
+pub use op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step, WeightBlock};
 pub use operands::{Access, Operand, Operands, Role};
 pub use schedule::Schedule;
 

@@ -74,6 +74,20 @@ pub enum Part {
     Own,
 }
 
+/// Weights that go through a slot together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightBlock {
+    /// All of a layer.
+    Layer(usize),
+    /// Rows `[start, end)` of the output head.
+    Head {
+        /// First row.
+        start: usize,
+        /// One past the last.
+        end: usize,
+    },
+}
+
 /// Which RMSNorm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NormKind {
@@ -88,10 +102,12 @@ pub enum NormKind {
 pub enum Op {
     /// Token ids to the residual stream; cos and sin for the rows' positions.
     Embed,
-    /// A layer's weights into a weight slot.
+    /// A part of a block of weights into its slot.
     FetchWeights {
-        /// Which layer.
-        layer: usize,
+        /// Which block.
+        block: WeightBlock,
+        /// Which of its [`WEIGHT_PARTS`](super::WEIGHT_PARTS).
+        part: usize,
         /// Weight slot it goes to.
         slot: usize,
     },
@@ -164,8 +180,13 @@ pub enum Op {
         /// One past its last row.
         end: usize,
     },
-    /// Final norm and output head for the step's last rows.
-    Logits,
+    /// Some rows of the output head for the step's last rows; the first of a step normalises those.
+    Logits {
+        /// First row of the head: the first token it gives a logit to.
+        start: usize,
+        /// One past the last.
+        end: usize,
+    },
 }
 
 impl Op {
@@ -183,7 +204,19 @@ impl Op {
             Op::Merge { .. } => "merge",
             Op::OutProject { .. } => "out_project",
             Op::Mlp { .. } => "mlp",
-            Op::Logits => "logits",
+            Op::Logits { .. } => "logits",
+        }
+    }
+
+    /// The streamed weights it computes with, if any.
+    pub fn weight_block(&self) -> Option<WeightBlock> {
+        match *self {
+            Op::Norm { layer, .. }
+            | Op::Project { layer }
+            | Op::OutProject { layer }
+            | Op::Mlp { layer, .. } => Some(WeightBlock::Layer(layer)),
+            Op::Logits { start, end } => Some(WeightBlock::Head { start, end }),
+            _ => None,
         }
     }
 }

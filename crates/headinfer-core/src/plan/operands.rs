@@ -4,7 +4,7 @@
 //! them into pointers. What an op does not declare here it cannot reach.
 
 use super::choose::DeviceKind;
-use super::layout::{DECODE_ROWS, Place, RegionId, STEPS_IN_FLIGHT, Span, WeightPlace};
+use super::layout::{DECODE_ROWS, Place, RegionId, STEPS_IN_FLIGHT, Span};
 use super::op::{Heads, Op, Part, Step};
 use super::{Layout, Plan};
 
@@ -62,12 +62,18 @@ pub enum Role {
     AttnOut,
     /// Logits.
     Logits,
-    /// A layer's weights in their slot.
+    /// A layer's weights, resident or in their slot; or a part of any block on its way into a slot.
     LayerWeights,
-    /// Embedding, output head and final norm, when copied to the device.
-    SharedWeights,
-    /// A layer's weights on the host, when a GPU streams them.
+    /// The embedding: on the device when resident, on the host when a GPU streams weights.
+    Embedding,
+    /// The final norm, when copied to the device.
+    FinalNorm,
+    /// A block of the output head, resident or in its slot.
+    HeadWeights,
+    /// A part of a block of weights on the host, when a GPU streams them.
     HostWeights,
+    /// A tensor's place, to be filled when a backend opens.
+    Tensor,
     /// Token ids on the host, on their way to a GPU.
     HostIds,
     /// Logits on the host, copied from a GPU.
@@ -104,11 +110,11 @@ impl Operands {
         }
     }
 
-    fn read(&mut self, role: Role, span: Span) {
+    pub(super) fn read(&mut self, role: Role, span: Span) {
         self.push(role, Access::Read, span);
     }
 
-    fn write(&mut self, role: Role, span: Span) {
+    pub(super) fn write(&mut self, role: Role, span: Span) {
         self.push(role, Access::Write, span);
     }
 }
@@ -186,60 +192,18 @@ impl Plan {
         o
     }
 
-    /// Where a GPU backend keeps the weights that it streams, one range per layer; empty when it streams none.
-    pub fn host_weight_operands(&self) -> Vec<Operands> {
-        let streams = self.layout.region_bytes(RegionId::HostWeights) > 0;
-        let layer = |l| {
-            let mut o = Operands::default();
-            o.write(Role::HostWeights, self.host_weights(l));
-            o
-        };
-        (0..if streams { self.spec.layers } else { 0 }).map(layer).collect()
-    }
-
-    fn host_weights(&self, layer: usize) -> Span {
-        let bytes = self.layout.layer_weight_bytes();
-        self.layout.span(RegionId::HostWeights, layer as u64 * bytes, bytes)
-    }
-
-    /// Where resident weights are copied when a backend opens: all shared tensors, then each layer. Empty when
-    /// weights are not copied up front.
-    pub fn resident_weight_operands(&self) -> (Operands, Vec<Operands>) {
-        let mut shared = Operands::default();
-        let bytes = self.layout.region_bytes(RegionId::SharedWeights);
-        if bytes > 0 {
-            shared.write(Role::SharedWeights, self.layout.span(RegionId::SharedWeights, 0, bytes));
-        }
-        let layers = match self.knobs().weights {
-            WeightPlace::Resident => self.spec.layers,
-            WeightPlace::InPlace | WeightPlace::Streamed { .. } => 0,
-        };
-        let bytes = self.layout.layer_weight_bytes();
-        let layer = |l: usize| {
-            let mut o = Operands::default();
-            o.write(Role::LayerWeights, self.layout.span(RegionId::LayerWeights, l as u64 * bytes, bytes));
-            o
-        };
-        (shared, (0..layers).map(layer).collect())
-    }
-
     /// The byte ranges `op` touches in a step.
     pub fn operands(&self, step: &Step, op: &Op) -> Operands {
         let mut o = Operands::default();
         let at = Addresses { plan: self, layout: &self.layout, step };
         match *op {
             Op::Embed => {
-                at.shared_weights(&mut o);
+                at.embedding(&mut o);
                 o.read(Role::Ids, at.rows(RegionId::Ids, step.rows, 4));
                 at.rope(&mut o, Access::Write);
                 o.write(Role::Hidden, at.hidden(0, step.rows));
             }
-            Op::FetchWeights { layer, slot } => {
-                if self.layout.region_bytes(RegionId::HostWeights) > 0 {
-                    o.read(Role::HostWeights, self.host_weights(layer));
-                }
-                o.write(Role::LayerWeights, at.weight_slot(slot));
-            }
+            Op::FetchWeights { block, part, slot } => at.fetch_weights(&mut o, block, part, slot),
             Op::Norm { layer, .. } => {
                 at.layer_weights(&mut o, layer);
                 o.read(Role::Hidden, at.hidden(0, step.rows));
@@ -274,10 +238,15 @@ impl Plan {
                 o.write(Role::Hidden, at.hidden(start, end));
                 at.workspace(&mut o);
             }
-            Op::Logits => {
-                at.shared_weights(&mut o);
-                o.read(Role::Hidden, at.hidden(step.rows - step.logit_rows, step.rows));
-                o.write(Role::Normed, at.normed(0, step.logit_rows));
+            Op::Logits { start, end } => {
+                at.head_weights(&mut o, start, end);
+                if start == 0 {
+                    at.final_norm(&mut o);
+                    o.read(Role::Hidden, at.hidden(step.rows - step.logit_rows, step.rows));
+                    o.write(Role::Normed, at.normed(0, step.logit_rows));
+                } else {
+                    o.read(Role::Normed, at.normed(0, step.logit_rows));
+                }
                 o.write(Role::Logits, at.rows(RegionId::Logits, step.logit_rows, self.spec.vocab * 4));
                 at.workspace(&mut o);
             }
@@ -286,10 +255,10 @@ impl Plan {
     }
 }
 
-struct Addresses<'a> {
-    plan: &'a Plan,
-    layout: &'a Layout,
-    step: &'a Step,
+pub(super) struct Addresses<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) layout: &'a Layout,
+    pub(super) step: &'a Step,
 }
 
 impl Addresses<'_> {
@@ -329,26 +298,6 @@ impl Addresses<'_> {
         let bytes = self.step.rows as u64 * self.d() * 2;
         o.push(Role::Cos, access, self.layout.span(RegionId::RopeTable, 0, bytes));
         o.push(Role::Sin, access, self.layout.span(RegionId::RopeTable, half, bytes));
-    }
-
-    fn weight_slot(&self, slot: usize) -> Span {
-        let bytes = self.layout.layer_weight_bytes();
-        self.layout.span(RegionId::LayerWeights, slot as u64 * bytes, bytes)
-    }
-
-    fn layer_weights(&self, o: &mut Operands, layer: usize) {
-        match self.plan.knobs().weights {
-            WeightPlace::InPlace => {}
-            WeightPlace::Resident => o.read(Role::LayerWeights, self.weight_slot(layer)),
-            WeightPlace::Streamed { slots } => o.read(Role::LayerWeights, self.weight_slot(layer % slots)),
-        }
-    }
-
-    fn shared_weights(&self, o: &mut Operands) {
-        let bytes = self.layout.region_bytes(RegionId::SharedWeights);
-        if bytes > 0 {
-            o.read(Role::SharedWeights, self.layout.span(RegionId::SharedWeights, 0, bytes));
-        }
     }
 
     fn workspace(&self, o: &mut Operands) {

@@ -1,11 +1,12 @@
 //! One step as a list of commands on lanes, ordered by events.
 //!
 //! The list is in a legal order of execution: a command's waits are signalled by earlier commands. The In lane
-//! runs ahead of the arithmetic by as many tiles as the ring has slots.
+//! runs ahead of the arithmetic by as many tiles as the ring has slots. Streamed weights come after, by `weave`.
 
 use super::Plan;
-use super::layout::{DECODE_ROWS, WeightPlace};
-use super::op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step};
+use super::layout::DECODE_ROWS;
+use super::op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step, WeightBlock};
+use super::weave::weave;
 
 /// Commands of one step in a legal order.
 #[derive(Clone, Debug)]
@@ -29,16 +30,17 @@ impl Plan {
         assert!(step.past + step.rows <= k.context, "the step passes the context of {}", k.context);
         assert!(step.logit_rows <= step.rows.min(k.logit_rows), "more logits than rows or room");
         let mut b = Builder::new(self, step);
-        b.prefetch_weights(0);
         b.pump();
         b.compute(Op::Embed, &[]);
         for layer in 0..self.spec.layers {
             b.layer(layer);
         }
-        if step.logit_rows > 0 {
-            b.compute(Op::Logits, &[]);
+        for block in self.layout.head_blocks().filter(|_| step.logit_rows > 0) {
+            if let WeightBlock::Head { start, end } = block {
+                b.compute(Op::Logits { start, end }, &[]);
+            }
         }
-        Schedule { step, commands: b.commands, events: b.events as usize }
+        weave(self, Schedule { step, commands: b.commands, events: b.events as usize })
     }
 }
 
@@ -56,8 +58,6 @@ struct Builder<'a> {
     fetches: Vec<Fetch>,
     fetched: Vec<Event>,
     attended: Vec<Event>,
-    weights_ready: Vec<Event>,
-    layer_done: Vec<Event>,
     evicted: Option<Event>,
 }
 
@@ -77,16 +77,12 @@ impl<'a> Builder<'a> {
             fetches,
             fetched: Vec::new(),
             attended: Vec::new(),
-            weights_ready: Vec::new(),
-            layer_done: Vec::new(),
             evicted: None,
         }
     }
 
     fn layer(&mut self, layer: usize) {
-        self.prefetch_weights(layer + 1);
-        let weights = self.weights_ready.get(layer).copied();
-        self.compute(Op::Norm { layer, kind: NormKind::Attention }, weights.as_slice());
+        self.compute(Op::Norm { layer, kind: NormKind::Attention }, &[]);
         // The buffer of new rows is shared by all layers: the last eviction must have read it.
         let on_host = self.plan.layout.resident(layer).end < self.plan.spec.kv_heads;
         let evicted = if on_host { self.evicted.take() } else { None };
@@ -105,19 +101,8 @@ impl<'a> Builder<'a> {
         self.compute(Op::OutProject { layer }, &[]);
         self.compute(Op::Norm { layer, kind: NormKind::Mlp }, &[]);
         let block = self.plan.knobs().mlp_rows;
-        let mut last = None;
         for start in (0..self.step.rows).step_by(block) {
             let end = (start + block).min(self.step.rows);
-            last = Some((start, end));
-            if end < self.step.rows {
-                self.compute(Op::Mlp { layer, start, end }, &[]);
-            }
-        }
-        let Some((start, end)) = last else { return };
-        if self.weight_slots().is_some_and(|slots| layer + slots < self.plan.spec.layers) {
-            let done = self.compute_signal(Op::Mlp { layer, start, end }, &[]);
-            self.layer_done.push(done);
-        } else {
             self.compute(Op::Mlp { layer, start, end }, &[]);
         }
     }
@@ -171,25 +156,6 @@ impl<'a> Builder<'a> {
             let op = Op::Fetch { layer, heads, tile, slot: index % slots };
             let event = self.signal(Lane::In, op, free.as_slice());
             self.fetched.push(event);
-        }
-    }
-
-    /// Schedules the copies of layers up to `layer` into the weight ring, as far as slots are free.
-    fn prefetch_weights(&mut self, layer: usize) {
-        let Some(slots) = self.weight_slots() else { return };
-        while self.weights_ready.len() <= layer && self.weights_ready.len() < self.plan.spec.layers {
-            let layer = self.weights_ready.len();
-            let free = layer.checked_sub(slots).map(|last_user| self.layer_done[last_user]);
-            let op = Op::FetchWeights { layer, slot: layer % slots };
-            let event = self.signal(Lane::In, op, free.as_slice());
-            self.weights_ready.push(event);
-        }
-    }
-
-    fn weight_slots(&self) -> Option<usize> {
-        match self.plan.knobs().weights {
-            WeightPlace::Streamed { slots } => Some(slots),
-            WeightPlace::InPlace | WeightPlace::Resident => None,
         }
     }
 

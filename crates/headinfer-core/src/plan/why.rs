@@ -25,7 +25,9 @@ fn weights(plan: &Plan) -> String {
         WeightPlace::Streamed { slots } => {
             let layer = Bytes(plan.layout().layer_weight_bytes());
             format!(
-                "weights stream, {layer} a layer through {slots} slots: all {bytes} do not fit, or --weights says so"
+                "weights stream, {layer} a layer and the output head in {} blocks through {slots} slots, the embedding \
+                 is read from the host: all {bytes} do not fit, or --weights says so",
+                plan.layout().head_blocks().count()
             )
         }
     }
@@ -53,8 +55,16 @@ fn chunk(plan: &Plan) -> String {
         DeviceKind::Cpu => format!("chunks of {chunk} tokens: 512 unless memory or the context is short"),
         DeviceKind::Cuda => {
             let (hiding, group) = (request.machine.hiding_chunk(&plan.spec), plan.spec.group());
+            let weights = match plan.knobs().weights {
+                WeightPlace::Streamed { .. } => {
+                    let hiding = request.machine.weight_hiding_chunk(&plan.spec);
+                    format!(", from {hiding} on, matrix products those of weights")
+                }
+                WeightPlace::InPlace | WeightPlace::Resident => String::new(),
+            };
             format!(
-                "chunks of {chunk} tokens: from {hiding} on, attention ({group} query heads a KV head) hides the copies"
+                "chunks of {chunk} tokens: from {hiding} on, attention ({group} query heads a KV head) hides the \
+                 copies of KV{weights}"
             )
         }
     }

@@ -91,6 +91,11 @@ impl Tokenizer {
         !self.templates.is_empty()
     }
 
+    /// Source of the template that chats with tools are rendered by; what it prints tells how the model calls them.
+    pub fn tool_template(&self) -> Option<&str> {
+        self.templates.select(true).ok().map(|source| source.text())
+    }
+
     /// The prompt of `messages`, to be encoded with [`Tokenizer::encode_raw`]: the template writes the BOS
     /// token where the model wants one.
     ///

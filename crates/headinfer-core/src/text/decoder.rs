@@ -88,6 +88,31 @@ impl Decoder {
     pub(crate) fn start(&self) -> Chain {
         Chain { steps: self.steps.clone() }
     }
+
+    /// What `token` adds to a text that it neither begins nor ends: whole characters or parts of one.
+    pub(crate) fn bytes(&self, mut token: String) -> Vec<u8> {
+        for step in &self.steps {
+            match step {
+                Step::ByteLevel { .. } => {
+                    let spelled = token.chars().map(byte_of).collect::<Option<Vec<u8>>>();
+                    return spelled.unwrap_or_else(|| token.into_bytes());
+                }
+                Step::ByteFallback { .. } => {
+                    if let Some(byte) = fallback_byte(&token) {
+                        return vec![byte];
+                    }
+                }
+                Step::Metaspace { replacement, .. } => token = token.replace(*replacement, " "),
+                Step::Replace(replace) => {
+                    token = replace.decode_chain(vec![token.clone()]).map_or(token, |parts| parts.concat());
+                }
+                Step::Strip { content, start, stop } => token = strip(&token, *content, *start, *stop),
+                Step::StripWhole { .. } => {}
+                Step::Join { .. } => token.insert(0, ' '),
+            }
+        }
+        token.into_bytes()
+    }
 }
 
 fn unsupported(path: &Path, decoder: &DecoderWrapper, fused: bool) -> ModelError {

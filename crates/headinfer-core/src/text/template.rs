@@ -62,6 +62,12 @@ pub(crate) struct Source<'a> {
     path: &'a Path,
 }
 
+impl<'a> Source<'a> {
+    pub(crate) fn text(&self) -> &'a str {
+        self.text
+    }
+}
+
 /// Reads a file that is a template.
 pub(crate) fn read_template(path: &Path) -> Result<String, ModelError> {
     let text = read_text(path)?;

@@ -172,6 +172,18 @@ impl Tokenizer {
         self.eos.into_iter().collect()
     }
 
+    /// Bytes that the token `id` adds to a text it does not begin, perhaps parts of characters. `None` for special
+    /// tokens and ids the tokenizer does not have, which add nothing.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        self.spelling(id).map(|token| self.decoder.bytes(token))
+    }
+
+    /// Name of the special token `id`, as `<|end|>`; `None` for all other ids.
+    pub fn special_token(&self, id: u32) -> Option<String> {
+        let token = self.inner.id_to_token(id)?;
+        self.inner.get_added_vocabulary().is_special_token(&token).then_some(token)
+    }
+
     /// Spelling of a token that appears in text: `None` for special tokens and unknown ids.
     pub(crate) fn spelling(&self, id: u32) -> Option<String> {
         let token = self.inner.id_to_token(id)?;

@@ -208,3 +208,20 @@ proptest! {
         prop_assert!(Tokenizer::from_json(&bytes, Some(&bytes), Path::new("m"), &spec()).is_err());
     }
 }
+
+#[test]
+fn the_bytes_of_tokens_are_the_bytes_of_their_text() {
+    for sample in [byte_level(), byte_fallback(), metaspace()] {
+        let tokenizer = build(&sample, None).unwrap();
+        let text = "the inn, caf\u{e9} \u{1f600}\n";
+        let ids = tokenizer.encode_raw(text).unwrap();
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id).unwrap()).collect();
+        // What some tokenizers put before a text is dropped from its beginning only.
+        let bytes = String::from_utf8(bytes).unwrap();
+        assert_eq!(bytes.trim_start(), text, "{bytes:?}");
+        assert!(ids.iter().any(|id| std::str::from_utf8(&tokenizer.token_bytes(*id).unwrap()).is_err()));
+    }
+    let tokenizer = build(&byte_level(), None).unwrap();
+    assert_eq!((tokenizer.token_bytes(0), tokenizer.special_token(0)), (None, Some("<s>".into())));
+    assert_eq!((tokenizer.token_bytes(9999), tokenizer.special_token(2)), (None, None));
+}

@@ -4,6 +4,7 @@
 mod engine;
 mod golden;
 mod niah;
+mod overlap;
 mod placement;
 mod plan;
 mod retrieval;

@@ -3,10 +3,10 @@
 use headinfer_core::plan::hazard::{self, Hazard, Order};
 use headinfer_core::plan::paper::PaperLayout;
 use headinfer_core::plan::{
-    Cost, DeviceKind, Event, Lane, Memory, Op, Overrides, PlacementMode, Plan, PlanError, Request, Schedule,
-    Step, WeightsMode,
+    Cost, DeviceKind, Event, Lane, Memory, Op, Overrides, PlacementMode, Plan, PlanError, RegionId, Request,
+    Schedule, Step, WEIGHT_PARTS, WeightBlock, WeightPlace, WeightsMode,
 };
-use headinfer_core::units::GIB;
+use headinfer_core::units::{GIB, MIB};
 
 use crate::support::{Draw, llama_3_8b, request, tiny};
 
@@ -18,6 +18,9 @@ pub(crate) fn random_plan(draw: &mut Draw) -> (Plan, Step) {
         if draw.below(3) == 0 {
             spec.windows[draw.below(layers)] = Some(1 + draw.below(700));
         }
+        // The output head is one block, two, or several.
+        spec.vocab = draw.of(&[13, 97, 3000]);
+        spec.tied = draw.below(3) == 0;
         let all = layers * kv_heads;
         let resident = draw.below(all + 1);
         let mut request = request(draw.of(&[DeviceKind::Cpu, DeviceKind::Cuda]), 600 + draw.below(3000));
@@ -126,6 +129,46 @@ fn the_cost_of_a_step_is_the_sum_of_its_commands() {
     }
 }
 
+/// What lies in a weight slot: a block, and which of its parts have come.
+type Slot = Option<(WeightBlock, Vec<usize>)>;
+
+#[test]
+fn a_streamed_block_is_whole_in_its_slot_when_it_is_used() {
+    let mut draw = Draw(7);
+    let (mut used, mut fetched) = (0, 0);
+    for _ in 0..400 {
+        let (plan, step) = random_plan(&mut draw);
+        if !matches!(plan.knobs().weights, WeightPlace::Streamed { .. }) {
+            continue;
+        }
+        let layout = plan.layout();
+        let whole = |block| -> Vec<usize> {
+            (0..WEIGHT_PARTS).filter(|part| !layout.weight_part(block, *part).is_empty()).collect()
+        };
+        let first = WeightBlock::Layer(0);
+        let mut slots: [Slot; 2] = [Some((first, whole(first))), None];
+        // The list is one legal order; that all others give the same is the hazard check's business.
+        for command in &plan.schedule(step).commands {
+            if let Op::FetchWeights { block, part, slot } = command.op {
+                assert_eq!(slot, layout.weight_slot(block));
+                match &mut slots[slot] {
+                    Some((there, parts)) if *there == block && parts.len() < whole(block).len() => {
+                        parts.push(part);
+                    }
+                    other => *other = Some((block, vec![part])),
+                }
+                fetched += 1;
+            }
+            if let Some(block) = command.op.weight_block() {
+                assert_eq!(slots[layout.weight_slot(block)], Some((block, whole(block))), "{step:?}");
+                used += 1;
+            }
+        }
+        assert_eq!(slots[0], Some((first, whole(first))), "the next step finds the first layer");
+    }
+    assert!(used > 1000 && fetched > 1000, "{used} uses, {fetched} fetches");
+}
+
 #[test]
 fn regions_do_not_overlap_and_add_up() {
     let mut draw = Draw(5);
@@ -161,10 +204,26 @@ fn kv_on_the_device_does_not_grow_with_the_context() {
         request.device_budget = 24 * GIB;
         request.placement = PlacementMode::Offload;
         let plan = Plan::new(&spec, &request).unwrap();
-        (plan.layout().region_bytes(headinfer_core::plan::RegionId::Ring), plan.device_bytes())
+        (plan.layout().region_bytes(RegionId::Ring), plan.device_bytes())
     };
     assert_eq!(ring(128 << 10), ring(4 << 20));
     assert!(ring(4 << 20).1 <= 33 * GIB / 2, "{} bytes", ring(4 << 20).1);
+}
+
+#[test]
+fn a_million_tokens_take_four_gibibytes_with_weights_streamed() {
+    let spec = llama_3_8b();
+    let fits = |weights, device_budget| {
+        let request = Request { weights, device_budget, ..request(DeviceKind::Cuda, 1 << 20) };
+        Plan::new(&spec, &request).map(|plan| {
+            plan.layout().region_bytes(RegionId::LayerWeights)
+                + plan.layout().region_bytes(RegionId::SharedWeights)
+        })
+    };
+    let layer = 416 * MIB;
+    let streamed = fits(WeightsMode::Stream, 4 * GIB).expect("4 GiB are enough");
+    assert!(streamed < 2 * layer + 2 * MIB, "{} bytes of weights on the device", streamed);
+    assert!(fits(WeightsMode::Resident, 33 * GIB / 2).expect("16.5 GiB are enough") > 14 * GIB);
 }
 
 #[test]

@@ -1,9 +1,9 @@
-// What prefill and decode attention share: parameters, the mask, one block's softmax.
+// What prefill and decode attention share: parameters, the mask, reductions over a row.
 //
 // A step's keys come in pieces: the past, cut at absolute multiples of 64 keys, and the step's own rows, cut at
 // multiples of 64 from their first. The running (max, sum, accumulator) is updated once a block, in order, whoever
 // holds the block and however many calls the pieces are spread over: carrying the state through memory changes no
-// bit. max is a raw score, before scaling.
+// bit. max is a raw score, before scaling; prefill's may lag behind the largest one seen (see there).
 //
 // HEAD_DIM, a multiple of 8 up to 256, is defined by whoever compiles this.
 
@@ -29,6 +29,7 @@ struct AttendParams {
     u32 group;
     u32 first_split, splits; // decode: of all splits of the pieces, those of this launch
     u32 row_tiles;           // decode: tiles of 16 rows
+    u32 wave;                // prefill: blocks after which the order of tiles turns round
     u32 first;               // start from an empty state
     u32 last;                // normalise and write out
     float scale_log2;        // log2(e) / sqrt(HEAD_DIM)
@@ -99,33 +100,4 @@ __device__ __forceinline__ float quad_max(float x) {
 __device__ __forceinline__ float quad_sum(float x) {
     x += __shfl_xor_sync(0xffffffffu, x, 1);
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
-// Folds a block of scores of two rows into (max, sum): scores become weights; the result is the factor by which
-// what was accumulated before shrinks.
-__device__ __forceinline__ float2 softmax_block(float (&s)[8][4], float (&max)[2], float (&sum)[2], float scale) {
-    float shrink[2];
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        float largest = s[0][2 * r];
-#pragma unroll
-        for (int j = 0; j < 8; j++) largest = fmaxf(largest, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
-        float now = fmaxf(max[r], quad_max(largest));
-        // A row that has seen nothing: every weight is 2^-inf, whatever is subtracted.
-        float offset = now == NEG_INFINITY ? 0.0f : now * scale;
-        float total = 0.0f;
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-#pragma unroll
-            for (int e = 2 * r; e < 2 * r + 2; e++) {
-                s[j][e] = exp2_fast(fmaf(s[j][e], scale, -offset));
-                total += s[j][e];
-            }
-        }
-        // Exactly 1 where the maximum stays.
-        shrink[r] = max[r] == now ? 1.0f : exp2_fast((max[r] - now) * scale);
-        sum[r] = fmaf(sum[r], shrink[r], quad_sum(total));
-        max[r] = now;
-    }
-    return make_float2(shrink[0], shrink[1]);
 }

@@ -58,6 +58,29 @@ __device__ __forceinline__ void scores(float (&s)[8][4], const bf16 *low, const 
     }
 }
 
+// Scores of two rows become weights, with their largest score and their sum.
+__device__ __forceinline__ void softmax(float (&s)[8][4], float (&max)[2], float (&sum)[2], float scale) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float largest = s[0][2 * r];
+#pragma unroll
+        for (int j = 0; j < 8; j++) largest = fmaxf(largest, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+        max[r] = quad_max(largest);
+        // A row that has seen nothing: every weight is 2^-inf, whatever is subtracted.
+        float offset = max[r] == NEG_INFINITY ? 0.0f : max[r] * scale;
+        float total = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+#pragma unroll
+            for (int e = 2 * r; e < 2 * r + 2; e++) {
+                s[j][e] = exp2_fast(fmaf(s[j][e], scale, -offset));
+                total += s[j][e];
+            }
+        }
+        sum[r] = quad_sum(total);
+    }
+}
+
 // The lower (or upper) halves of two registers: element 2i (or 2i + 1) of two rows, as a pair along the keys.
 __device__ __forceinline__ u32 lower_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ u32 upper_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
@@ -162,7 +185,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, HEAD_DIM <= 64 ? 3 : 1)
         if (!covers(seen_by_all(p, tile_row, ROWS), start, count)) {
             mask_scores(s, visible(p, row, start, count), visible(p, row + 8, start, count));
         }
-        softmax_block(s, max, sum, p.scale_log2);
+        softmax(s, max, sum, p.scale_log2);
     }
     float acc[BANDS * 8][4] = {};
     weigh(acc, s, p.value[blockIdx.y] + offset, count);

@@ -1,54 +1,95 @@
 // Prefill attention: many query rows over the keys of each head, with carried state.
 //
-// A thread block takes WARPS * 16 rows of one head, a warp 16 of them, and walks the visible blocks of 64 keys. K and
-// V of a block come by cp.async into shared memory, with STAGES = 2 one block ahead. Rows of shared memory are 16
-// bytes longer than a head, which leaves ldmatrix free of bank conflicts for every head dimension. Query fragments
-// stay in registers, or with QUERY_SHARED in shared memory, where the accumulator needs the registers (heads over
-// 128). Uses what sm_80 has, no more.
+// A thread block takes ROWS rows of one head, a warp ROW_TILES * 16 of them, and walks the visible blocks of 64 keys.
+// K and V come by cp.async into shared memory. With STAGES >= 2 whole blocks come STAGES - 1 ahead; with STAGES = 1 the
+// next V comes while scores are formed and the next K while V is weighed. Rows of shared memory are 16 bytes longer
+// than a head, which leaves ldmatrix free of bank conflicts for every head dimension. Query fragments stay in
+// registers, or with QUERY_SHARED in shared memory. Uses what sm_80 has, no more. Each row sums in the same order
+// however this is built: no choice changes a bit.
 //
-// Per block of keys a warp does 4 * 16 * 64 * HEAD_DIM FLOP and reads 2 * 64 * HEAD_DIM elements of shared memory.
+// Counts for a warp, one block of keys, d = HEAD_DIM and R = ROW_TILES, in cycles of a whole multiprocessor:
+//   mma        R * d of m16n8k16, at 1024 FMA a cycle                     2 R d
+//   ldmatrix   d / 4 for each of K and V, at 128 bytes a cycle            2 d, and with QUERY_SHARED R d / 4 more
+//   exp2       R * 16 * 64, at 16 a cycle                                 64 R
+// With R = 1 shared memory is as busy as the tensor cores; with R = 2 it is half as busy, and the accumulator and the
+// scores take 32 (d / 16 + 2) of a lane's 255 registers: 192 at d = 128, too many beyond. Softmax has to run beside
+// another warp's products: two warps to each scheduler, of two thread blocks that need not wait for one another.
+//
+// Tried on an H100, TFLOP/s at d = 128, chunks of 8192 rows of 4 query heads over 131072 keys of one KV head, and 32768
+// causal rows of 32 query and 8 KV heads (bench/runs/2026-11-24-h100-16c/tilings.txt has all shapes and flash's figures):
+//   warps x R x stages  blocks   past   causal   expected
+//   8 x 1 x 2             1       276     291    shared memory as busy as the tensor cores
+//   4 x 1 x 2             2       281     273    the same, softmax beside products
+//   4 x 2 x 2             2       359     362    half the shared memory's traffic: 1.3 of the first
+//   4 x 2 x 1             2       376     376    slower than with two stages, it was thought; the second block hides it
+//   8 x 2 x 2             1       375     389    as fast; 190 where 256-row tiles leave multiprocessors idle
 
-#define ROWS (WARPS * 16)
 #define THREADS (WARPS * 32)
-#define STRIDE (DIM_PADDED + 8)     // elements of a row in shared memory
-#define TILE (KEYS * STRIDE)        // elements of K or V of one block
+#define WARP_ROWS (ROW_TILES * 16)
+#define ROWS (WARPS * WARP_ROWS)
+#define STRIDE (DIM_PADDED * 2 + 16) // bytes of a row in shared memory
+#define TILE (KEYS * STRIDE)         // bytes of K or V of one block
 #define STEPS (DIM_PADDED / 16)
+#define AHEAD (STAGES > 1 ? STAGES - 1 : 1) // blocks
+#define SLACK 8.0f                   // a weight is at most 2^SLACK
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
+// 16 bytes.
+__device__ __forceinline__ void copy_async(u32 to, const bf16 *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
 // 16 bytes, or zeros where `inside` is false.
-__device__ __forceinline__ void copy_async(bf16 *to, const bf16 *from, bool inside) {
+__device__ __forceinline__ void copy_async(u32 to, const bf16 *from, bool inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 ::"r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0) : "memory");
+                 ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
 }
 
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
-__device__ __forceinline__ void load_matrices(u32 (&r)[4], const bf16 *from) {
+// All groups but the newest PENDING have arrived, for every thread.
+template <int PENDING>
+__device__ __forceinline__ void copy_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+    __syncthreads();
+}
+
+__device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(from)) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
 }
 
-__device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], const bf16 *from) {
+__device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], u32 from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(from)) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
 }
 
-// `rows` rows of a head to shared memory; those from `count` on, and the padding of a row, become zeros.
-template <int LINES>
-__device__ __forceinline__ void load_rows(bf16 *to, const bf16 *from, int count) {
-    constexpr int CHUNKS = DIM_PADDED / 8;
-    for (int i = threadIdx.x; i < LINES * CHUNKS; i += THREADS) {
-        int row = i / CHUNKS, column = i % CHUNKS * 8;
-        bool inside = row < count && column < HEAD_DIM;
-        copy_async(to + row * STRIDE + column, inside ? from + row * HEAD_DIM + column : from, inside);
+// A block's rows of K or V to shared memory; without WHOLE, those from `count` on and the padding become zeros.
+template <bool WHOLE>
+__device__ __forceinline__ void load_keys(u32 to, const bf16 *from, int count) {
+    constexpr int CHUNKS = DIM_PADDED / 8, PASSES = (KEYS * CHUNKS + THREADS - 1) / THREADS;
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) {
+        int i = threadIdx.x + pass * THREADS, row = i / CHUNKS, column = i % CHUNKS * 8;
+        if (THREADS % CHUNKS == 0) { // one address and constants
+            row = threadIdx.x / CHUNKS + pass * (THREADS / CHUNKS);
+            column = threadIdx.x % CHUNKS * 8;
+        }
+        if (PASSES * THREADS > KEYS * CHUNKS && row >= KEYS) break;
+        u32 place = to + row * STRIDE + column * 2;
+        if (WHOLE) {
+            copy_async(place, from + row * HEAD_DIM + column);
+        } else {
+            bool inside = row < count && column < HEAD_DIM;
+            copy_async(place, inside ? from + row * HEAD_DIM + column : from, inside);
+        }
     }
 }
 
 // The visible blocks of a tile of rows: those of the past, then those of the step's own rows.
 struct Walk {
-    u64 past, own; // first block of each piece, from position 0 and from own_from
+    u32 past, own; // first block of each piece, from position 0 and from own_from
     int past_blocks, blocks;
 };
 
@@ -59,47 +100,61 @@ struct Block {
 
 __device__ __forceinline__ Walk walk_of(const AttendParams &p, u32 row) {
     u64 first = first_visible(p, position_of(p, row)), end = position_of(p, row + ROWS - 1) + 1;
-    u64 past_end = (p.past_to + KEYS - 1) / KEYS;
-    u64 own_end = (most(least(p.own_to, end), p.own_from) - p.own_from + KEYS - 1) / KEYS;
+    u32 past_end = (u32)((p.past_to + KEYS - 1) / KEYS);
+    u32 own_end = (u32)((most(least(p.own_to, end), p.own_from) - p.own_from + KEYS - 1) / KEYS);
     Walk w;
-    w.past = most(p.past_from, first) / KEYS;
-    w.past_blocks = p.past_from < p.past_to && w.past < past_end ? (int)(past_end - w.past) : 0;
-    w.own = first > p.own_from ? (first - p.own_from) / KEYS : 0;
-    w.blocks = w.past_blocks + (w.own < own_end ? (int)(own_end - w.own) : 0);
+    w.past = (u32)(most(p.past_from, first) / KEYS);
+    w.past_blocks = p.past_from < p.past_to && w.past < past_end ? past_end - w.past : 0;
+    w.own = first > p.own_from ? (u32)((first - p.own_from) / KEYS) : 0;
+    w.blocks = w.past_blocks + (w.own < own_end ? own_end - w.own : 0);
     return w;
 }
 
 __device__ __forceinline__ Block block_of(const AttendParams &p, const Walk &w, int i) {
     Block b;
     bool past = i < w.past_blocks;
-    b.start = past ? (w.past + i) * KEYS : p.own_from + (w.own + (i - w.past_blocks)) * KEYS;
+    b.start = (u64)(past ? w.past + i : w.own + (i - w.past_blocks)) * KEYS + (past ? 0 : p.own_from);
     b.count = (int)least(KEYS, (past ? p.past_to : p.own_to) - b.start);
     return b;
 }
 
-__device__ __forceinline__ void load_block(const AttendParams &p, const Block &b, bf16 *k, bf16 *v) {
-    u64 offset = (b.start - p.kv_start) * HEAD_DIM;
-    load_rows<KEYS>(k, p.key[blockIdx.y] + offset, b.count);
-    load_rows<KEYS>(v, p.value[blockIdx.y] + offset, b.count);
+// Block i of K or V (or, at once, of both, V a TILE after K); nothing past the last.
+template <int N>
+__device__ __forceinline__ void load_block(const AttendParams &p, const Walk &w, int i, const bf16 *const (&heads)[N],
+                                           u32 to) {
+    if (i < w.blocks) {
+        Block b = block_of(p, w, i);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const bf16 *from = heads[n] + b.start * HEAD_DIM;
+            if (HEAD_DIM == DIM_PADDED && b.count == KEYS) {
+                load_keys<true>(to + n * TILE, from, KEYS);
+            } else {
+                load_keys<false>(to + n * TILE, from, b.count);
+            }
+        }
+    }
     copy_commit();
 }
 
-// A warp's queries as fragments: register i of step k.
+// A warp's queries as fragments, a row tile after another.
 struct Queries {
 #if QUERY_SHARED
-    const bf16 *from;
-    __device__ __forceinline__ void get(u32 (&a)[4], int step) const { load_matrices(a, from + step * 16); }
+    u32 from;
+    __device__ __forceinline__ void get(u32 (&a)[4], int m, int step) const {
+        load_matrices(a, from + m * 16 * STRIDE + step * 32);
+    }
 #else
-    u32 held[STEPS][4];
-    __device__ __forceinline__ void get(u32 (&a)[4], int step) const {
+    u32 held[ROW_TILES][STEPS][4];
+    __device__ __forceinline__ void get(u32 (&a)[4], int m, int step) const {
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = held[step][i];
+        for (int i = 0; i < 4; i++) a[i] = held[m][step][i];
     }
 #endif
 };
 
 // Rows past the end repeat the last one: every row takes the same path, and theirs are not stored.
-__device__ __forceinline__ void load_queries(const AttendParams &p, u32 tile_row, bf16 *shared, Queries &q) {
+__device__ __forceinline__ void load_queries(const AttendParams &p, u32 tile_row, u32 shared, Queries &q) {
     const bf16 *head = p.query[blockIdx.y];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 #if QUERY_SHARED
@@ -107,182 +162,238 @@ __device__ __forceinline__ void load_queries(const AttendParams &p, u32 tile_row
         int row = i / (DIM_PADDED / 8), column = i % (DIM_PADDED / 8) * 8;
         u64 from = clamp_row(p, tile_row + row);
         bool inside = column < HEAD_DIM;
-        copy_async(shared + row * STRIDE + column, inside ? head + from * HEAD_DIM + column : head, inside);
+        copy_async(shared + row * STRIDE + column * 2, inside ? head + from * HEAD_DIM + column : head, inside);
     }
-    q.from = shared + (warp * 16 + (lane & 15)) * STRIDE + (lane >> 4) * 8;
+    q.from = shared + (warp * WARP_ROWS + (lane & 15)) * STRIDE + (lane >> 4) * 16;
 #else
-    u32 row = tile_row + warp * 16 + (lane >> 2);
-    const bf16 *low = head + (u64)clamp_row(p, row) * HEAD_DIM;
-    const bf16 *high = head + (u64)clamp_row(p, row + 8) * HEAD_DIM;
 #pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-        int column = step * 16 + (lane & 3) * 2;
-        q.held[step][0] = *(const u32 *)(low + column);
-        q.held[step][1] = *(const u32 *)(high + column);
-        // The second half of the last step is padding when HEAD_DIM is no multiple of 16.
-        bool inside = step * 16 + 8 < HEAD_DIM;
-        q.held[step][2] = inside ? *(const u32 *)(low + column + 8) : 0;
-        q.held[step][3] = inside ? *(const u32 *)(high + column + 8) : 0;
+    for (int m = 0; m < ROW_TILES; m++) {
+        u32 row = tile_row + warp * WARP_ROWS + m * 16 + (lane >> 2);
+        const bf16 *low = head + (u64)clamp_row(p, row) * HEAD_DIM;
+        const bf16 *high = head + (u64)clamp_row(p, row + 8) * HEAD_DIM;
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            int column = step * 16 + (lane & 3) * 2;
+            q.held[m][step][0] = *(const u32 *)(low + column);
+            q.held[m][step][1] = *(const u32 *)(high + column);
+            // The second half of the last step is padding when HEAD_DIM is no multiple of 16.
+            bool inside = step * 16 + 8 < HEAD_DIM;
+            q.held[m][step][2] = inside ? *(const u32 *)(low + column + 8) : 0;
+            q.held[m][step][3] = inside ? *(const u32 *)(high + column + 8) : 0;
+        }
     }
 #endif
 }
 
-__device__ __forceinline__ void scores(float (&s)[8][4], const Queries &q, const bf16 *k) {
+// A fragment of K serves every row tile of the warp.
+__device__ __forceinline__ void scores(float (&s)[ROW_TILES][8][4], const Queries &q, u32 k) {
     int lane = threadIdx.x & 31;
     // Matrices of an x4 load: keys 0-7 and 8-15 by the lane's upper half, dimensions 0-7 and 8-15 within it.
-    const bf16 *from = k + ((lane >> 4) * 8 + (lane & 7)) * STRIDE + ((lane >> 3) & 1) * 8;
+    u32 from = k + ((lane >> 4) * 8 + (lane & 7)) * STRIDE + ((lane >> 3) & 1) * 16;
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) s[j][e] = 0.0f;
-    }
+    for (int i = 0; i < ROW_TILES * 32; i++) s[i / 32][i / 4 % 8][i % 4] = 0.0f;
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
-        u32 a[4];
-        q.get(a, step);
+        u32 a[ROW_TILES][4];
+#pragma unroll
+        for (int m = 0; m < ROW_TILES; m++) q.get(a[m], m, step);
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
             u32 b[4];
-            load_matrices(b, from + pair * 16 * STRIDE + step * 16);
-            mma(s[2 * pair], a[0], a[1], a[2], a[3], b[0], b[1]);
-            mma(s[2 * pair + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+            load_matrices(b, from + pair * 16 * STRIDE + step * 32);
+#pragma unroll
+            for (int m = 0; m < ROW_TILES; m++) {
+                mma(s[m][2 * pair], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
+                mma(s[m][2 * pair + 1], a[m][0], a[m][1], a[m][2], a[m][3], b[2], b[3]);
+            }
         }
     }
 }
 
-__device__ __forceinline__ void weigh(float (&acc)[2 * STEPS][4], const float (&s)[8][4], const bf16 *v) {
+// A lane's part of the state of two rows of each row tile, `row` and `row + 8`.
+struct State {
+    float max[ROW_TILES][2], sum[ROW_TILES][2];
+    float acc[ROW_TILES][2 * STEPS][4];
+};
+
+// What is subtracted from a row's scores follows their maximum only when a weight would pass 2^SLACK. Nearly always
+// nothing has to be rescaled then, and a factor of 1 keeps every bit: a row's result depends on its own scores alone.
+__device__ __forceinline__ void follow_max(const float (&s)[ROW_TILES][8][4], State &state, float scale) {
+    float largest[ROW_TILES * 2];
+    bool raised = false;
+#pragma unroll
+    for (int i = 0; i < ROW_TILES * 2; i++) {
+        int m = i / 2, r = i % 2;
+        largest[i] = s[m][0][2 * r];
+#pragma unroll
+        for (int j = 0; j < 8; j++) largest[i] = fmaxf(largest[i], fmaxf(s[m][j][2 * r], s[m][j][2 * r + 1]));
+        largest[i] = quad_max(largest[i]);
+        // False where the row has seen nothing yet and sees nothing now.
+        bool raise = (largest[i] - state.max[m][r]) * scale > SLACK;
+        largest[i] = raise ? largest[i] : state.max[m][r];
+        raised |= raise;
+    }
+    if (!__any_sync(0xffffffffu, raised)) return;
+#pragma unroll
+    for (int i = 0; i < ROW_TILES * 2; i++) {
+        int m = i / 2, r = i % 2;
+        float before = state.max[m][r];
+        float shrink = before == largest[i] ? 1.0f : exp2_fast((before - largest[i]) * scale);
+        state.max[m][r] = largest[i];
+        state.sum[m][r] *= shrink;
+#pragma unroll
+        for (int n = 0; n < 2 * STEPS; n++) {
+            state.acc[m][n][2 * r] *= shrink;
+            state.acc[m][n][2 * r + 1] *= shrink;
+        }
+    }
+}
+
+// Scores to weights: a fragment of them for 16 keys, its sums added to `total`.
+__device__ __forceinline__ void weights(u32 (&a)[4], const float (&low)[4], const float (&high)[4],
+                                        const float (&offset)[2], float (&total)[2], float scale) {
+    float w[8];
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        w[e] = exp2_fast(fmaf(e < 4 ? low[e] : high[e - 4], scale, -offset[e % 4 / 2]));
+        total[e % 4 / 2] += w[e];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) a[i] = pack_bf16(w[2 * i], w[2 * i + 1]);
+}
+
+// The weights of the next 16 keys are formed while those of these are multiplied by V.
+__device__ __forceinline__ void weigh(const float (&s)[ROW_TILES][8][4], u32 v, State &state, float scale) {
     int lane = threadIdx.x & 31;
     // Matrices: keys 0-7 and 8-15 within the lane's upper half, dimensions 0-7 and 8-15 by it.
-    const bf16 *from = v + (((lane >> 3) & 1) * 8 + (lane & 7)) * STRIDE + (lane >> 4) * 8;
+    u32 from = v + (((lane >> 3) & 1) * 8 + (lane & 7)) * STRIDE + (lane >> 4) * 16;
+    float offset[ROW_TILES][2], total[ROW_TILES][2] = {};
+#pragma unroll
+    for (int i = 0; i < ROW_TILES * 2; i++) {
+        // A row that has seen nothing: every weight is 2^-inf, whatever is subtracted.
+        float max = state.max[i / 2][i % 2];
+        offset[i / 2][i % 2] = max == NEG_INFINITY ? 0.0f : max * scale;
+    }
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        const float(&low)[4] = s[2 * k], (&high)[4] = s[2 * k + 1];
-        u32 a0 = pack_bf16(low[0], low[1]), a1 = pack_bf16(low[2], low[3]);
-        u32 a2 = pack_bf16(high[0], high[1]), a3 = pack_bf16(high[2], high[3]);
+        u32 a[ROW_TILES][4];
+#pragma unroll
+        for (int m = 0; m < ROW_TILES; m++) weights(a[m], s[m][2 * k], s[m][2 * k + 1], offset[m], total[m], scale);
 #pragma unroll
         for (int n = 0; n < STEPS; n++) {
             u32 b[4];
-            load_matrices_transposed(b, from + k * 16 * STRIDE + n * 16);
-            mma(acc[2 * n], a0, a1, a2, a3, b[0], b[1]);
-            mma(acc[2 * n + 1], a0, a1, a2, a3, b[2], b[3]);
+            load_matrices_transposed(b, from + k * 16 * STRIDE + n * 32);
+#pragma unroll
+            for (int m = 0; m < ROW_TILES; m++) {
+                mma(state.acc[m][2 * n], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
+                mma(state.acc[m][2 * n + 1], a[m][0], a[m][1], a[m][2], a[m][3], b[2], b[3]);
+            }
         }
+    }
+#pragma unroll
+    for (int i = 0; i < ROW_TILES * 2; i++) state.sum[i / 2][i % 2] += quad_sum(total[i / 2][i % 2]);
+}
+
+// One row of a lane: row tile m, the lower or upper one.
+__device__ __forceinline__ void load_state(const AttendParams &p, u32 row, State &state, int m, int r) {
+    int column = (threadIdx.x & 3) * 2;
+    bool held = !p.first && row < p.rows;
+    u64 at = (u64)blockIdx.y * p.rows + row;
+    state.max[m][r] = held ? p.state_max[at] : NEG_INFINITY;
+    state.sum[m][r] = held ? p.state_sum[at] : 0.0f;
+#pragma unroll
+    for (int n = 0; n < 2 * STEPS; n++) {
+        float2 x = make_float2(0.0f, 0.0f);
+        if (held && n * 8 < HEAD_DIM) x = *(const float2 *)(p.state_acc + at * HEAD_DIM + n * 8 + column);
+        state.acc[m][n][2 * r] = x.x;
+        state.acc[m][n][2 * r + 1] = x.y;
     }
 }
 
-// A lane's part of the state of rows `row` and `row + 8`.
-struct State {
-    float max[2], sum[2];
-    float acc[2 * STEPS][4];
-};
-
-__device__ __forceinline__ void load_state(const AttendParams &p, u32 row, State &state) {
+__device__ __forceinline__ void store_state(const AttendParams &p, u32 row, const State &state, int m, int r) {
     int column = (threadIdx.x & 3) * 2;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        bool held = !p.first && row + 8 * r < p.rows;
-        u64 at = (u64)blockIdx.y * p.rows + row + 8 * r;
-        state.max[r] = held ? p.state_max[at] : NEG_INFINITY;
-        state.sum[r] = held ? p.state_sum[at] : 0.0f;
-#pragma unroll
-        for (int n = 0; n < 2 * STEPS; n++) {
-            float2 x = make_float2(0.0f, 0.0f);
-            if (held && n * 8 < HEAD_DIM) x = *(const float2 *)(p.state_acc + at * HEAD_DIM + n * 8 + column);
-            state.acc[n][2 * r] = x.x;
-            state.acc[n][2 * r + 1] = x.y;
-        }
+    u64 at = (u64)blockIdx.y * p.rows + row;
+    if (column == 0) {
+        p.state_max[at] = state.max[m][r];
+        p.state_sum[at] = state.sum[m][r];
     }
-}
-
-__device__ __forceinline__ void store_state(const AttendParams &p, u32 row, const State &state) {
-    int column = (threadIdx.x & 3) * 2;
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        if (row + 8 * r >= p.rows) continue;
-        u64 at = (u64)blockIdx.y * p.rows + row + 8 * r;
-        if (column == 0) {
-            p.state_max[at] = state.max[r];
-            p.state_sum[at] = state.sum[r];
-        }
-#pragma unroll
-        for (int n = 0; n < HEAD_DIM / 8; n++) {
-            *(float2 *)(p.state_acc + at * HEAD_DIM + n * 8 + column) =
-                make_float2(state.acc[n][2 * r], state.acc[n][2 * r + 1]);
-        }
+    for (int n = 0; n < HEAD_DIM / 8; n++) {
+        *(float2 *)(p.state_acc + at * HEAD_DIM + n * 8 + column) =
+            make_float2(state.acc[m][n][2 * r], state.acc[m][n][2 * r + 1]);
     }
 }
 
 // Accumulator over sum; zeros for a row that saw nothing.
-__device__ __forceinline__ void store_out(const AttendParams &p, u32 row, const State &state) {
-    int column = (threadIdx.x & 3) * 2;
+__device__ __forceinline__ void store_out(const AttendParams &p, u32 row, const State &state, int m, int r) {
+    float scale = state.sum[m][r] > 0.0f ? 1.0f / state.sum[m][r] : 0.0f;
+    u64 head = p.out_column + ((u64)blockIdx.y * p.group + row % p.group) * HEAD_DIM;
+    bf16 *to = p.out + row / p.group * p.out_stride + head + (threadIdx.x & 3) * 2;
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        u32 at = row + 8 * r;
-        if (at >= p.rows) continue;
-        float scale = state.sum[r] > 0.0f ? 1.0f / state.sum[r] : 0.0f;
-        u64 head = p.out_column + ((u64)blockIdx.y * p.group + at % p.group) * HEAD_DIM;
-        bf16 *to = p.out + at / p.group * p.out_stride + head + column;
-#pragma unroll
-        for (int n = 0; n < HEAD_DIM / 8; n++) {
-            *(u32 *)(to + n * 8) = pack_bf16(state.acc[n][2 * r] * scale, state.acc[n][2 * r + 1] * scale);
-        }
+    for (int n = 0; n < HEAD_DIM / 8; n++) {
+        *(u32 *)(to + n * 8) = pack_bf16(state.acc[m][n][2 * r] * scale, state.acc[m][n][2 * r + 1] * scale);
     }
 }
 
-__device__ __forceinline__ void attend_block(const AttendParams &p, u32 row, const Range &seen, const Block &b,
-                                             const Queries &q, const bf16 *k, const bf16 *v, State &state) {
-    float s[8][4];
-    scores(s, q, k);
-    if (!covers(seen, b.start, b.count)) {
-        mask_scores(s, visible(p, row, b.start, b.count), visible(p, row + 8, b.start, b.count));
-    }
-    float2 shrink = softmax_block(s, state.max, state.sum, p.scale_log2);
-    // Once the largest scores are known this changes nothing, for most blocks: a factor of 1 keeps every bit.
-    if (__any_sync(0xffffffffu, shrink.x != 1.0f || shrink.y != 1.0f)) {
-#pragma unroll
-        for (int n = 0; n < 2 * STEPS; n++) {
-            state.acc[n][0] *= shrink.x;
-            state.acc[n][1] *= shrink.x;
-            state.acc[n][2] *= shrink.y;
-            state.acc[n][3] *= shrink.y;
-        }
-    }
-    weigh(state.acc, s, v);
+// Grid (tiles of rows, heads). The last tile sees most and starts first. From block `wave` on the order is turned
+// round: where two blocks share a multiprocessor and all start at once, those that see most meet those that see least.
+__device__ __forceinline__ u32 tile_of(const AttendParams &p) {
+    u32 before = blockIdx.y * gridDim.x, wave = p.wave > before ? p.wave - before : 0;
+    return blockIdx.x < wave ? gridDim.x - 1 - blockIdx.x : blockIdx.x - wave;
 }
 
-// Grid (tiles of rows, heads). The last tile sees most and starts first.
-extern "C" __global__ void __launch_bounds__(THREADS, HEAD_DIM <= 64 ? 2 : 1)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 attention_prefill(const __grid_constant__ AttendParams p) {
     extern __shared__ uint4 memory[];
-    bf16 *tiles = (bf16 *)memory; // [STAGES][K | V][KEYS, STRIDE], then queries
-    u32 tile_row = (gridDim.x - 1 - blockIdx.x) * ROWS;
-    u32 row = tile_row + (threadIdx.x >> 5) * 16 + ((threadIdx.x & 31) >> 2);
+    u32 tiles = shared_address(memory); // [STAGES][K | V][KEYS, STRIDE], then queries
+    u64 before = p.kv_start * HEAD_DIM;
+    const bf16 *both[2] = {p.key[blockIdx.y] - before, p.value[blockIdx.y] - before};
+    const bf16 *key[1] = {both[0]}, *value[1] = {both[1]};
+    u32 tile_row = tile_of(p) * ROWS;
+    u32 row = tile_row + (threadIdx.x >> 5) * WARP_ROWS + ((threadIdx.x & 31) >> 2);
     Walk walk = walk_of(p, tile_row);
     Range seen = seen_by_all(p, tile_row, ROWS);
     Queries q;
     load_queries(p, tile_row, tiles + STAGES * 2 * TILE, q);
-    if (STAGES == 2 && walk.blocks > 0) load_block(p, block_of(p, walk, 0), tiles, tiles + TILE);
+    if (STAGES == 1) load_block(p, walk, 0, key, tiles);
+#pragma unroll
+    for (int i = 0; i + 1 < STAGES; i++) load_block(p, walk, i, both, tiles + i * 2 * TILE);
     State state;
-    load_state(p, row, state);
+#pragma unroll
+    for (int i = 0; i < ROW_TILES * 2; i++) load_state(p, row + i * 8, state, i / 2, i % 2);
     for (int i = 0; i < walk.blocks; i++) {
         Block block = block_of(p, walk, i);
-        bf16 *k = tiles + (i % STAGES) * 2 * TILE;
-        if (STAGES == 2) {
-            copy_wait();
-            // Block i has arrived, and everybody is done with the stage that block i + 1 goes to.
-            __syncthreads();
-            bf16 *next = tiles + ((i + 1) % STAGES) * 2 * TILE;
-            if (i + 1 < walk.blocks) load_block(p, block_of(p, walk, i + 1), next, next + TILE);
+        u32 k = tiles + i % STAGES * 2 * TILE;
+        float s[ROW_TILES][8][4];
+        if (STAGES == 1) {
+            copy_wait<0>(); // for K; everybody is done with the V before
+            load_block(p, walk, i, value, k + TILE);
+            scores(s, q, k);
+            copy_wait<0>(); // for V; everybody is done with K
+            load_block(p, walk, i + 1, key, k);
         } else {
-            __syncthreads();
-            load_block(p, block, k, k + TILE);
-            copy_wait();
-            __syncthreads();
+            copy_wait<AHEAD - 1>(); // for block i; everybody is done with block i - 1
+            load_block(p, walk, i + AHEAD, both, tiles + (i + AHEAD) % STAGES * 2 * TILE);
+            scores(s, q, k);
         }
-        attend_block(p, row, seen, block, q, k, k + TILE, state);
+        if (!covers(seen, block.start, block.count)) {
+#pragma unroll
+            for (int m = 0; m < ROW_TILES; m++) {
+                u32 low = row + m * 16;
+                mask_scores(s[m], visible(p, low, block.start, block.count),
+                            visible(p, low + 8, block.start, block.count));
+            }
+        }
+        follow_max(s, state, p.scale_log2);
+        weigh(s, k + TILE, state, p.scale_log2);
     }
-    if (p.last) {
-        store_out(p, row, state);
-    } else {
-        store_state(p, row, state);
+#pragma unroll
+    for (int i = 0; i < ROW_TILES * 2; i++) {
+        if (row + i * 8 >= p.rows) continue;
+        if (p.last) {
+            store_out(p, row + i * 8, state, i / 2, i % 2);
+        } else {
+            store_state(p, row + i * 8, state, i / 2, i % 2);
+        }
     }
 }

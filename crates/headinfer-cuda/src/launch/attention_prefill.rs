@@ -8,33 +8,63 @@ use crate::error::CudaError;
 
 /// Keys of a block (`KEYS` in `kernels/attention.cuh`).
 const KEYS: usize = headinfer_core::plan::BLOCK;
-/// Query rows of a warp.
-const WARP_ROWS: usize = 16;
 
-/// How the prefill kernel is built for a head dimension and a device.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tiling {
-    /// Warps of a block, 16 query rows each.
-    pub(crate) warps: usize,
+/// How the prefill kernel is built for a head dimension and a device. Every choice gives the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Warps of a block.
+    pub warps: usize,
+    /// Tiles of 16 query rows of a warp: a fragment of K or V serves all of them.
+    pub row_tiles: usize,
     /// Blocks of keys in shared memory.
-    pub(crate) stages: usize,
+    pub stages: usize,
     /// Whether queries stay in shared memory rather than in registers.
-    pub(crate) query_shared: bool,
-    /// Dynamic shared memory of a block.
-    pub(crate) shared_bytes: u32,
+    pub query_shared: bool,
+    /// Blocks that share a multiprocessor.
+    pub blocks: usize,
 }
 
+/// What a block costs in shared memory beyond what it asks for.
+const RESERVED: u32 = 1 << 10;
+
 impl Tiling {
-    /// For heads of up to 128 the accumulator leaves registers for the queries. Wider ones keep them in shared
-    /// memory, and do with one stage where two do not fit.
-    pub(crate) fn new(head_dim: usize, shared_limit: u32) -> Self {
-        let query_shared = head_dim > 128;
-        let warps = if query_shared { 4 } else { 8 };
+    /// The first candidate for which a device has the shared memory, given how much of it one block may have.
+    pub fn new(head_dim: usize, shared_limit: u32) -> Self {
+        let all = Self::candidates(head_dim);
+        let fits = all.iter().find(|t| t.fits(head_dim, shared_limit));
+        *fits.unwrap_or(&all[all.len() - 1])
+    }
+
+    /// What devices may get, the fastest first; the last fits all.
+    pub fn candidates(head_dim: usize) -> &'static [Self] {
+        const fn tiling(warps: usize, row_tiles: usize, stages: usize, query_shared: bool) -> Tiling {
+            // Two blocks where the registers of four warps are half of what there are, and shared memory mostly is.
+            let blocks = if warps == 4 && row_tiles == 2 { 2 } else { 1 };
+            Tiling { warps, row_tiles, stages, query_shared, blocks }
+        }
+        match head_dim {
+            0..=64 => const { &[tiling(4, 2, 2, false)] },
+            65..=96 => const { &[tiling(4, 2, 2, true), tiling(4, 2, 1, true), tiling(8, 1, 2, false)] },
+            97..=128 => const { &[tiling(4, 2, 1, true), tiling(8, 1, 2, false)] },
+            _ => const { &[tiling(8, 1, 2, true), tiling(8, 1, 1, true), tiling(4, 1, 1, true)] },
+        }
+    }
+
+    /// Whether as many blocks as it wants share a multiprocessor, given how much shared memory one block may have.
+    pub fn fits(&self, head_dim: usize, shared_limit: u32) -> bool {
+        self.blocks as u32 * (self.shared_bytes(head_dim) + RESERVED) <= shared_limit + RESERVED
+    }
+
+    /// Query rows of a block.
+    pub(crate) fn rows(&self) -> usize {
+        self.warps * self.row_tiles * 16
+    }
+
+    /// Dynamic shared memory of a block.
+    pub(crate) fn shared_bytes(&self, head_dim: usize) -> u32 {
         let row_bytes = (head_dim.next_multiple_of(16) + 8) * 2;
-        let queries = if query_shared { warps * WARP_ROWS } else { 0 };
-        let bytes = |stages: usize| ((stages * 2 * KEYS + queries) * row_bytes) as u32;
-        let stages = if bytes(2) <= shared_limit { 2 } else { 1 };
-        Self { warps, stages, query_shared, shared_bytes: bytes(stages) }
+        let queries = if self.query_shared { self.rows() } else { 0 };
+        ((self.stages * 2 * KEYS + queries) * row_bytes) as u32
     }
 }
 
@@ -64,6 +94,7 @@ pub(super) struct AttendParams {
     pub(super) first_split: u32,
     pub(super) splits: u32,
     pub(super) row_tiles: u32,
+    pub(super) wave: u32,
     pub(super) first: u32,
     pub(super) last: u32,
     scale_log2: f32,
@@ -125,6 +156,7 @@ impl Attention<'_> {
             first_split: 0,
             splits: 0,
             row_tiles: 0,
+            wave: u32::MAX,
             first: u32::from(self.first),
             last: u32::from(self.last),
             scale_log2: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
@@ -136,11 +168,15 @@ impl Kernels {
     /// Many rows.
     pub(crate) fn attention_prefill(&self, stream: CUstream, a: &Attention<'_>) -> Result<(), CudaError> {
         let mut params = a.params(self.head_dim);
-        let tiles = (params.rows as usize).div_ceil(self.tiling.warps * WARP_ROWS);
+        let tiles = (params.rows as usize).div_ceil(self.tiling.rows());
+        // All start at once: a block's neighbour is the one that many multiprocessors later.
+        if self.tiling.blocks == 2 && tiles * a.heads.len() <= 2 * self.multiprocessors as usize {
+            params.wave = self.multiprocessors;
+        }
         let spread = Spread {
             grid: (tiles as u32, a.heads.len() as u32),
             block: (self.tiling.warps * 32) as u32,
-            shared: self.tiling.shared_bytes,
+            shared: self.tiling.shared_bytes(self.head_dim),
         };
         // SAFETY: the kernel's layout; the addresses are the op's spans.
         unsafe { launch(self.attention_prefill, &spread, stream, "attention_prefill", &mut params) }
@@ -155,9 +191,17 @@ mod tests {
     fn every_head_dim_fits_a_consumer_card() {
         const CONSUMER: u32 = 99 << 10;
         for head_dim in (8..=256).step_by(8) {
-            assert!(Tiling::new(head_dim, CONSUMER).shared_bytes <= CONSUMER, "{head_dim}");
+            assert!(Tiling::new(head_dim, CONSUMER).fits(head_dim, CONSUMER), "{head_dim}");
         }
-        assert_eq!(Tiling::new(128, CONSUMER).stages, 2);
-        assert_eq!(Tiling::new(256, CONSUMER).stages, 1);
+    }
+
+    #[test]
+    fn more_shared_memory_is_put_to_use() {
+        let stages = |head_dim, limit: u32| Tiling::new(head_dim, limit << 10).stages;
+        assert_eq!([99, 163, 227].map(|limit| stages(96, limit)), [2, 2, 2]);
+        assert_eq!([99, 163, 227].map(|limit| stages(128, limit)), [2, 1, 1]);
+        assert_eq!([99, 163, 227].map(|limit| stages(256, limit)), [1, 1, 2]);
+        let rows = |limit: u32| Tiling::new(256, limit << 10).rows();
+        assert_eq!([99, 163, 227].map(rows), [64, 128, 128]);
     }
 }

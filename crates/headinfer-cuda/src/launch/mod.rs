@@ -42,6 +42,7 @@ pub(crate) struct Kernels {
     attention_decode: CUfunction,
     attention_merge: CUfunction,
     tiling: Tiling,
+    multiprocessors: u32,
     head_dim: usize,
     modules: Vec<CUmodule>,
 }
@@ -53,8 +54,13 @@ unsafe impl Sync for Kernels {}
 
 impl Kernels {
     /// Compiles, or finds in the cache, and loads into the current context.
-    pub(crate) fn load(info: &DeviceInfo, head_dim: usize, cache: Option<&Path>) -> Result<Self, CudaError> {
-        let units = compile::units(head_dim, info.shared_bytes);
+    pub(crate) fn load(
+        info: &DeviceInfo,
+        head_dim: usize,
+        tiling: Tiling,
+        cache: Option<&Path>,
+    ) -> Result<Self, CudaError> {
+        let units = compile::units(head_dim, &tiling);
         let arch = info.arch();
         let cubins: Result<Vec<_>, _> =
             units.par_iter().map(|unit| unit.cubin(&arch, info.driver, cache)).collect();
@@ -62,7 +68,6 @@ impl Kernels {
         for cubin in cubins? {
             modules.load(&cubin)?;
         }
-        let tiling = Tiling::new(head_dim, info.shared_bytes);
         let kernels = Self {
             embed: modules.function("embed", 0)?,
             rope_table: modules.function("rope_table", 0)?,
@@ -73,11 +78,14 @@ impl Kernels {
             random_weights: modules.function("random_weights", 0)?,
             synthetic_kv: modules.function("synthetic_kv", 0)?,
             delay: modules.function("delay", 0)?,
-            attention_prefill: modules.function("attention_prefill", tiling.shared_bytes)?,
+            attention_prefill: prefer_shared(
+                modules.function("attention_prefill", tiling.shared_bytes(head_dim))?,
+            )?,
             attention_decode: modules
                 .function("attention_decode", attention_decode::shared_bytes(head_dim))?,
             attention_merge: modules.function("attention_merge", 0)?,
             tiling,
+            multiprocessors: info.multiprocessors,
             head_dim,
             modules: std::mem::take(&mut modules.0),
         };
@@ -108,11 +116,9 @@ impl Modules {
         let c_name = CString::new(name).unwrap_or_default();
         // SAFETY: the modules are loaded.
         let find = |m: &CUmodule| unsafe { result::module::get_function(*m, c_name.clone()) }.ok();
-        let function = self.0.iter().find_map(find).ok_or_else(|| CudaError::Call {
-            call: "cuModuleGetFunction",
-            text: format!("no kernel {name}"),
-            out_of_memory: false,
-        })?;
+        let function = self.0.iter().find_map(find);
+        let function =
+            function.ok_or_else(|| CudaError::call("cuModuleGetFunction", format!("no kernel {name}")))?;
         if shared > 0 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is alive.
@@ -130,6 +136,15 @@ impl Drop for Modules {
             let _ = unsafe { result::module::unload(*module) };
         }
     }
+}
+
+/// A kernel of which as many blocks as shared memory allows are to run on a multiprocessor, at the first cache's cost.
+fn prefer_shared(function: CUfunction) -> Result<CUfunction, CudaError> {
+    let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+    // SAFETY: the function is alive; the value is a percentage.
+    unsafe { result::function::set_function_attribute(function, attribute, 100) }
+        .named("cuFuncSetAttribute")?;
+    Ok(function)
 }
 
 /// How a kernel is spread.

@@ -18,6 +18,7 @@ use crate::device::{Context, DeviceInfo, memory};
 use crate::error::{CudaError, Named};
 use crate::gemm::Gemm;
 use crate::launch::Kernels;
+use crate::launch::attention_prefill::Tiling;
 use crate::stream::{Event, Stream};
 use crate::{CudaOptions, OpenError};
 
@@ -76,7 +77,8 @@ impl Bed {
             device: DeviceArena::new(device_bytes, false)?,
             host: HostSlab::new(2 * half, false)?,
         };
-        let kernels = Kernels::load(&context.info, head_dim, options.cache_dir.as_deref())?;
+        let tiling = options.tiling.unwrap_or_else(|| Tiling::new(head_dim, context.info.shared_bytes));
+        let kernels = Kernels::load(&context.info, head_dim, tiling, options.cache_dir.as_deref())?;
         let bed = Self {
             info: context.info.clone(),
             head_dim,

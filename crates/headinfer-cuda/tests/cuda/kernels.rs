@@ -1,6 +1,6 @@
 //! What the compiler says of every kernel, for every architecture: needs NVRTC and no GPU.
 
-use headinfer_cuda::compile;
+use headinfer_cuda::{Tiling, compile};
 
 /// Architectures of data centre and consumer cards, and the shared memory a block of them may have.
 const ARCHITECTURES: [(&str, u32); 4] =
@@ -50,7 +50,7 @@ fn kernels_compile_for_every_architecture_and_spill_nothing() {
     }
     for (arch, shared) in ARCHITECTURES {
         for head_dim in [64, 96, 128, 256] {
-            for unit in compile::units(head_dim, shared) {
+            for unit in compile::units(head_dim, &Tiling::new(head_dim, shared)) {
                 if head_dim != 64 && !unit.name.starts_with("attention") {
                     continue; // does not depend on it
                 }
@@ -62,8 +62,9 @@ fn kernels_compile_for_every_architecture_and_spill_nothing() {
                     eprintln!(
                         "{arch:<7} d {head_dim:<4} {name:<18} {registers:>4} registers {spilled:>4} B spilled"
                     );
-                    // The widest head fills the register file; a few spilled bytes cost it nothing measurable.
-                    assert!(spilled == 0 || head_dim > 128 && spilled < 128, "{arch} {head_dim} {name}");
+                    // Decode waits for memory: with the widest head a few spilled bytes cost it nothing measurable.
+                    let few = name == "attention_decode" && head_dim > 128 && spilled < 128;
+                    assert!(spilled == 0 || few, "{arch} {head_dim} {name}");
                 }
             }
         }
@@ -75,7 +76,7 @@ fn a_kernel_that_does_not_compile_says_so_in_a_line() {
     if !has_nvrtc() {
         return;
     }
-    let unit = &compile::units(64, 99 << 10)[0];
+    let unit = &compile::units(64, &Tiling::new(64, 99 << 10))[0];
     let error = unit.compile("sm_1").unwrap_err().to_string();
     assert!(error.contains("sm_1") && !error.contains('\n'), "{error}");
 }

@@ -10,7 +10,7 @@ use headinfer_core::plan::{
     DeviceKind, Heads, Op, Overrides, Part, PlacementMode, Plan, Request, Role, Span, Step, WeightsMode,
 };
 use headinfer_core::units::{Bytes, GIB};
-use headinfer_cuda::{Cuda, CudaOptions, CudaWeights};
+use headinfer_cuda::{Cuda, CudaOptions, CudaWeights, Tiling};
 
 use crate::run::{bf16_of, bytes_of, has_gpu, logits, open_plan, options, random_bf16, run_op, spans};
 use crate::support::{Draw, llama_3_8b, request, tiny};
@@ -69,7 +69,8 @@ fn offsets_pass_two_to_the_31() {
     }
 }
 
-fn llama(request: &Request) -> Session {
+/// Llama-3-8B's shape with random weights.
+pub(crate) fn llama(request: &Request) -> Session {
     let plan = Arc::new(Plan::new(&llama_3_8b(), request).expect("the plan fits"));
     let cuda =
         Cuda::open(plan.clone(), CudaWeights::Random { seed: 1 }, &quick()).expect("the backend opens");
@@ -133,11 +134,11 @@ fn llama_3_8b_gives_the_same_bits_resident_and_offloaded() {
     }
 }
 
-/// Median time of the one command of several steps.
-fn median_time(cuda: &mut Cuda, plan: &Plan, step: Step, op: &Op) -> Duration {
+/// Median time of the one command of `runs` steps.
+fn median_time(cuda: &mut Cuda, plan: &Plan, step: Step, op: &Op, runs: usize) -> Duration {
     cuda.record_timeline(true);
     let ids = vec![0; step.rows];
-    let mut times: Vec<Duration> = (0..9)
+    let mut times: Vec<Duration> = (0..runs)
         .map(|_| {
             run_op(cuda, plan, step, op, &ids);
             let timed = cuda.timeline()[0].clone();
@@ -177,7 +178,7 @@ fn rates_of_attention() {
                 let values = random_bf16(&mut draw, span.bytes as usize / 2, 1.0);
                 cuda.write(span, &bytes_of(&values)).unwrap();
             }
-            let time = median_time(&mut cuda, &plan, step, &op).as_secs_f64();
+            let time = median_time(&mut cuda, &plan, step, &op, 9).as_secs_f64();
             let cost = plan.command_cost(&step, &op);
             eprintln!(
                 "measure: attention d {head_dim} {name}: {:.3} ms, {:.0} TFLOP/s, {:.0} GB/s",
@@ -186,6 +187,151 @@ fn rates_of_attention() {
                 cost.device_bytes / time / 1e9,
             );
             assert!(time > 0.0);
+        }
+    }
+}
+
+/// KV heads of four query heads each, rows, and past; without past, rows see one another.
+const PREFILLS: [(usize, usize, usize); 7] = [
+    (8, 8 << 10, 0),
+    (8, 32 << 10, 0),
+    (1, 8 << 10, 0),
+    (1, 4 << 10, 32 << 10),
+    (1, 8 << 10, 128 << 10),
+    (1, 16 << 10, 128 << 10),
+    (1, 8 << 10, 1 << 20),
+];
+
+/// What devices get, and what was tried beside it.
+fn tilings(head_dim: usize) -> Vec<Tiling> {
+    let tiling = |warps, row_tiles, stages, query_shared, blocks| Tiling {
+        warps,
+        row_tiles,
+        stages,
+        query_shared,
+        blocks,
+    };
+    let more = match head_dim {
+        64 => vec![
+            tiling(4, 2, 1, false, 2),
+            tiling(4, 2, 1, true, 3),
+            tiling(8, 2, 2, false, 1),
+            tiling(4, 1, 2, false, 3),
+            tiling(4, 1, 2, false, 4),
+        ],
+        128 => vec![
+            tiling(4, 2, 2, true, 2),
+            tiling(8, 2, 2, true, 1),
+            tiling(8, 2, 3, true, 1),
+            tiling(4, 1, 2, false, 2),
+        ],
+        256 => vec![tiling(4, 1, 1, true, 2), tiling(4, 1, 2, true, 1)],
+        _ => Vec::new(),
+    };
+    let mut all = Tiling::candidates(head_dim).to_vec();
+    all.extend(more);
+    all.retain(|t| t.fits(head_dim, headinfer_cuda::probe(0).unwrap().shared_bytes));
+    all
+}
+
+/// Prefill attention of one head dimension, built in one way.
+struct Prefill {
+    tiling: Tiling,
+    plan: Arc<Plan>,
+    cuda: Cuda,
+}
+
+impl Prefill {
+    fn open(tiling: Tiling, head_dim: usize, kv_heads: usize, random: &[Vec<u8>; 3]) -> Self {
+        let shapes = || PREFILLS.iter().filter(|(heads, ..)| *heads == kv_heads);
+        let (rows, past) = (shapes().map(|s| s.1).max().unwrap(), shapes().map(|s| s.2).max().unwrap());
+        let spec = tiny(1, 4 * kv_heads, kv_heads, head_dim);
+        let overrides = Overrides {
+            chunk: Some(rows),
+            tile: Some(past.max(rows)),
+            resident_heads: Some(0),
+            heads_per_group: Some(kv_heads),
+            ring_slots: Some(1),
+            ..Overrides::default()
+        };
+        let request = Request { overrides, ..request(DeviceKind::Cuda, past + rows) };
+        let plan = Arc::new(Plan::new(&spec, &request).unwrap());
+        let options = CudaOptions { tiling: Some(tiling), ..quick() };
+        let cuda = open_plan(&plan, &Arc::new(random_weights(&spec, 0)), &options);
+        let mut this = Self { tiling, plan, cuda };
+        for past in [0, past] {
+            let (step, op) = this.command(rows, past);
+            for (role, random) in [Role::Query, Role::Key, Role::Value].into_iter().zip(random) {
+                for span in spans(&this.plan, &step, &op, role) {
+                    this.fill(span, random);
+                }
+            }
+        }
+        this
+    }
+
+    fn command(&self, rows: usize, past: usize) -> (Step, Op) {
+        let heads = Heads { start: 0, end: self.plan.spec.kv_heads };
+        let part = if past > 0 { Part::Slot { tile: 0, slot: 0 } } else { Part::Own };
+        (
+            Step { past, rows, logit_rows: 0 },
+            Op::Attend { layer: 0, heads, part, first: true, last: past == 0 },
+        )
+    }
+
+    fn fill(&mut self, span: Span, random: &[u8]) {
+        for offset in (0..span.bytes).step_by(random.len()) {
+            let bytes = (random.len() as u64).min(span.bytes - offset);
+            let part = Span { offset: span.offset + offset, bytes, ..span };
+            self.cuda.write(part, &random[..bytes as usize]).unwrap();
+        }
+    }
+
+    /// FLOP a second.
+    fn rate(&mut self, rows: usize, past: usize) -> f64 {
+        let (step, op) = self.command(rows, past);
+        let time = median_time(&mut self.cuda, &self.plan, step, &op, 3).as_secs_f64();
+        self.plan.command_cost(&step, &op).attention_flop / time
+    }
+
+    fn result(&self, rows: usize, past: usize) -> Vec<u8> {
+        let (step, op) = self.command(rows, past);
+        let role = if past > 0 { Role::StateAcc } else { Role::AttnOut };
+        self.cuda.read(spans(&self.plan, &step, &op, role)[0]).unwrap()
+    }
+}
+
+/// The shapes in rounds, every tiling once a round; all tilings give the same bits.
+#[test]
+#[ignore = "takes 24 GiB of device memory; measures"]
+fn rates_of_tilings() {
+    if !has_gpu() {
+        return;
+    }
+    let mut draw = Draw(54);
+    let random = [(); 3].map(|()| bytes_of(&random_bf16(&mut draw, 1 << 22, 1.0)));
+    for head_dim in [64, 96, 128, 256] {
+        for kv_heads in [1, 8] {
+            let mut all: Vec<Prefill> =
+                tilings(head_dim).iter().map(|t| Prefill::open(*t, head_dim, kv_heads, &random)).collect();
+            for (_, rows, past) in PREFILLS.into_iter().filter(|(heads, ..)| *heads == kv_heads) {
+                let mut rates = vec![Vec::new(); all.len()];
+                for _ in 0..3 {
+                    all.iter_mut().zip(&mut rates).for_each(|(one, rates)| rates.push(one.rate(rows, past)));
+                }
+                let expected = all[0].result(rows, past);
+                for (one, rates) in all.iter().zip(&mut rates) {
+                    rates.sort_by(f64::total_cmp);
+                    let Tiling { warps, row_tiles, stages, query_shared, blocks } = one.tiling;
+                    eprintln!(
+                        "measure: prefill d {head_dim} kv_heads {kv_heads} rows {rows} past {past} \
+                         {warps}x{row_tiles}x{stages}q{}b{blocks} {:.0} TFLOP/s",
+                        query_shared as u8,
+                        rates[1] / 1e12,
+                    );
+                    assert!(one.result(rows, past) == expected, "{:?} gives other bits", one.tiling);
+                }
+            }
         }
     }
 }

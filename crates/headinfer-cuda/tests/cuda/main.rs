@@ -9,5 +9,6 @@ mod ops;
 mod placement;
 mod reference;
 mod run;
+mod streamed;
 #[path = "../../../headinfer-core/tests/core/support.rs"]
 mod support;

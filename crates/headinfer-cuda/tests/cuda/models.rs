@@ -5,8 +5,8 @@ use std::sync::Arc;
 use headinfer_core::cpu::{Cpu, CpuOptions};
 use headinfer_core::engine::Session;
 use headinfer_core::model::random::random_weights;
-use headinfer_core::model::spec::{ModelSpec, TensorId};
-use headinfer_core::plan::{DeviceKind, Overrides, PlacementMode, Plan, Request, Span, WeightsMode};
+use headinfer_core::model::spec::ModelSpec;
+use headinfer_core::plan::{DeviceKind, Overrides, PlacementMode, Plan, Request, WeightsMode};
 use headinfer_cuda::{Cuda, CudaWeights};
 
 use crate::reference::{Reference, Rounding};
@@ -94,17 +94,13 @@ fn random_weights_are_made_bit_for_bit_on_the_device_and_on_the_host() {
         let request = Request { weights: mode, ..request(DeviceKind::Cuda, 256) };
         let plan = Arc::new(Plan::new(&spec, &request).unwrap());
         let cuda = Cuda::open(plan.clone(), CudaWeights::Random { seed: 7 }, &options()).unwrap();
-        let (shared, resident) = plan.resident_weight_operands();
-        let layers = if resident.is_empty() { plan.host_weight_operands() } else { resident };
-        assert_eq!(layers.len(), spec.layers, "every layer lies somewhere");
         for (id, _) in spec.tensors() {
-            let base = match id {
-                TensorId::Layer(layer, _) => layers[layer].as_slice()[0].span,
-                _ => shared.as_slice()[0].span,
-            };
-            let (offset, bytes) = plan.layout().weight(id).unwrap();
-            let got = cuda.read(Span { offset: base.offset + offset, bytes, ..base }).unwrap();
-            assert!(got == expected.tensor(id).bytes, "{id:?} {mode:?}");
+            let homes = plan.weight_homes(id);
+            assert!(!homes.as_slice().is_empty(), "{id:?} lies nowhere");
+            for home in homes.as_slice() {
+                let got = cuda.read(home.span).unwrap();
+                assert!(got == expected.tensor(id).bytes, "{id:?} {mode:?} {home:?}");
+            }
         }
     }
 }

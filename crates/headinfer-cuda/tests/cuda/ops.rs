@@ -8,7 +8,7 @@ use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::plan::{
     Access, DeviceKind, Heads, Lane, Memory, Op, Overrides, Part, Plan, Request, Role, Step, WeightsMode,
 };
-use headinfer_cuda::Cuda;
+use headinfer_cuda::{Cuda, CudaOptions, Tiling, probe};
 
 use crate::reference::{Rounding, attend};
 use crate::run::{
@@ -135,6 +135,27 @@ fn attention_is_as_exact_as_bf16_allows() {
         let what = format!("d {d} group {group} window {:?} {step:?}", case.spec.windows[0]);
         eprintln!("{what} resident {}: error {error:.2e}, allowed {allowed:.2e}", case.resident);
         assert!(error <= allowed, "{error} > {allowed}: {what} {:?}", case.plan.knobs());
+    }
+}
+
+/// A machine with one card tests what other cards get.
+#[test]
+fn every_tiling_gives_the_same_bits() {
+    if !has_gpu() {
+        return;
+    }
+    let shared = probe(0).unwrap().shared_bytes;
+    let mut draw = Draw(43);
+    for _ in 0..16 {
+        let case = random_case(&mut draw, 1.0);
+        let weights = Arc::new(random_weights(&case.spec, 0));
+        let d = case.spec.head_dim;
+        let expected = case.attend(&mut open_plan(&case.plan, &weights, &options()));
+        for tiling in Tiling::candidates(d).iter().filter(|t| t.fits(d, shared)) {
+            let options = CudaOptions { tiling: Some(*tiling), ..options() };
+            let got = case.attend(&mut open_plan(&case.plan, &weights, &options));
+            assert!(got == expected, "d {d} {tiling:?} {:?} window {:?}", case.step, case.spec.windows[0]);
+        }
     }
 }
 

@@ -32,6 +32,9 @@ fn cases() -> Vec<Case> {
             spec.windows[0] = draw.of(&[None, None, Some(70), Some(400)]);
             spec.qk_norm = draw.below(2) == 0;
             spec.qkv_bias = draw.below(2) == 0;
+            // The output head in one block or in several.
+            spec.vocab = draw.of(&[97, 97, 1500]);
+            spec.tied = draw.below(3) == 0;
             let weights = Arc::new(random_weights(&spec, seed));
             let ids = (0..700 + draw.below(400)).map(|_| draw.below(spec.vocab) as u32).collect();
             Case { spec, weights, ids, chunk: 40 + draw.below(300) }

@@ -10,55 +10,56 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::request::{Request, StreamOptions};
 use super::shape::Shape;
-use super::{ApiError, App, json as response};
+use super::{ApiError, App, written};
 use crate::model::unix_time;
 use crate::stream;
+use crate::tools::{Calls, Said};
 use crate::worker::{Event, FinishReason, Scored, Usage};
 
 /// Makes JSON of one job's events.
+#[derive(Clone)]
 pub(crate) struct Answer {
     shape: Shape,
+    /// Unlike any other answer's.
     id: String,
     created: u64,
     model: String,
     tokenizer: Arc<Tokenizer>,
     /// Characters of text given out, for the offsets of completions.
     offset: usize,
+    /// Takes calls of tools out of the text, and counts them.
+    calls: Option<Calls>,
+    called: usize,
 }
 
+/// Longer answers are written beside the async threads.
+const LIGHT_BYTES: usize = 32 << 10;
+
 impl Answer {
-    pub(super) fn new(app: &App, shape: Shape) -> Self {
+    pub(super) fn new(app: &App, shape: Shape, calls: Option<Calls>) -> Self {
         Self {
             shape,
-            id: app.answer_id(shape.id_prefix()),
+            id: app.answer_id(),
             created: unix_time(),
             model: app.model.id.clone(),
             tokenizer: app.engine.tokenizer().clone(),
             offset: 0,
+            calls,
+            called: 0,
         }
     }
 
     /// Queues the request and answers it: at once with a stream, or with everything at the end.
-    pub(super) async fn respond(
-        self,
-        app: &App,
-        request: Request,
-        session: Option<String>,
-    ) -> Result<Response, ApiError> {
-        let options = request.stream;
-        let scored = request.logprobs.is_some();
-        let events = request.submit(app, session)?;
+    pub(super) async fn respond(self, app: &App, request: Request) -> Result<Response, ApiError> {
+        let (options, scored) = (request.stream, request.logprobs.is_some());
+        let (answer, events) = request.submit(app, self)?;
         match options {
-            Some(options) => Ok(stream::respond(self, options, events, app.config.ping)),
-            None => self.whole(events, scored).await,
+            Some(options) => Ok(stream::respond(answer, options, events, app.config.ping)),
+            None => answer.whole(events, scored).await,
         }
     }
 
-    async fn whole(
-        mut self,
-        mut events: UnboundedReceiver<Event>,
-        scored: bool,
-    ) -> Result<Response, ApiError> {
+    async fn whole(self, mut events: UnboundedReceiver<Event>, scored: bool) -> Result<Response, ApiError> {
         let (mut text, mut tokens) = (String::new(), Vec::new());
         while let Some(event) = events.recv().await {
             match event {
@@ -67,18 +68,40 @@ impl Answer {
                     text += &piece;
                     tokens.extend(more);
                 }
-                Event::Done { reason, usage: used } => {
-                    let scored = scored.then_some(tokens.as_slice());
-                    let mut body = self.object(self.shape.whole_name());
-                    let logprobs = self.logprobs(scored);
-                    body["choices"] = json!([self.shape.whole_choice(&text, logprobs, reason.name())]);
-                    body["usage"] = usage(used);
-                    return Ok(response(StatusCode::OK, &body));
+                Event::Done { reason, usage } => {
+                    let light = text.len() + size_of_val(&*tokens) <= LIGHT_BYTES;
+                    let write = move || self.complete(&text, scored.then_some(&*tokens), reason, usage);
+                    let json = match light {
+                        true => write(),
+                        false => tokio::task::spawn_blocking(write).await.map_err(|_| lost())?,
+                    };
+                    return Ok(written(StatusCode::OK, json));
                 }
                 Event::Failed(failure) => return Err(failure.into()),
             }
         }
         Err(lost())
+    }
+
+    fn complete(
+        mut self,
+        text: &str,
+        tokens: Option<&[Scored]>,
+        reason: FinishReason,
+        used: Usage,
+    ) -> String {
+        let (mut content, mut calls) = (String::new(), Vec::new());
+        for said in self.read(text).into_iter().chain(self.rest()) {
+            match said {
+                Said::Text(text) => content += &text,
+                Said::Call(call) => calls.push(self.shape.call(&self.id, calls.len(), &call)),
+            }
+        }
+        let (logprobs, reason) = (self.logprobs(tokens), self.reason(reason));
+        let mut body = self.object(self.shape.whole_name());
+        body["choices"] = json!([self.shape.whole_choice(&content, calls, logprobs, reason)]);
+        body["usage"] = usage(used);
+        body.to_string()
     }
 
     /// What a stream begins with, before there is any text.
@@ -98,17 +121,44 @@ impl Answer {
             }
             Event::Progress { .. } => (Vec::new(), false),
             Event::Text { text, tokens } => {
-                let logprobs = self.logprobs(Some(&tokens).filter(|t| !t.is_empty()).map(Vec::as_slice));
-                (vec![self.chunk(self.shape.chunk_choice(&text, logprobs, None), options)], false)
+                let logprobs = self.logprobs(Some(&*tokens).filter(|tokens| !tokens.is_empty()));
+                let said = self.read(&text);
+                (self.said(said, logprobs, options), false)
             }
-            Event::Done { reason, usage } => (self.last(reason, usage, options), true),
+            Event::Done { reason, usage } => {
+                let rest = self.rest();
+                let mut chunks = self.said(rest, Value::Null, options);
+                chunks.extend(self.last(reason, usage, options));
+                (chunks, true)
+            }
             Event::Failed(failure) => (vec![ApiError::from(failure).body()], true),
         }
     }
 
+    /// Chunks of what was said; the first has the `logprobs`, which may be those of text that is held back.
+    fn said(&mut self, said: Vec<Said>, logprobs: Value, options: StreamOptions) -> Vec<Value> {
+        let (mut logprobs, mut chunks) = (Some(logprobs).filter(|p| !p.is_null()), Vec::new());
+        for said in said {
+            let logprobs = logprobs.take().unwrap_or_default();
+            let choice = match said {
+                Said::Text(text) => self.shape.chunk_choice(&text, logprobs, None),
+                Said::Call(call) => {
+                    self.called += 1;
+                    let call = self.shape.call(&self.id, self.called - 1, &call);
+                    self.shape.call_choice(self.called - 1, call, logprobs)
+                }
+            };
+            chunks.push(self.chunk(choice, options));
+        }
+        let silent =
+            logprobs.map(|logprobs| self.chunk(self.shape.chunk_choice("", logprobs, None), options));
+        chunks.extend(silent);
+        chunks
+    }
+
     fn last(&mut self, reason: FinishReason, used: Usage, options: StreamOptions) -> Vec<Value> {
-        let mut chunks =
-            vec![self.chunk(self.shape.chunk_choice("", Value::Null, Some(reason.name())), options)];
+        let choice = self.shape.chunk_choice("", Value::Null, Some(self.reason(reason)));
+        let mut chunks = vec![self.chunk(choice, options)];
         if options.usage {
             let mut chunk = self.object(self.shape.chunk_name());
             chunk["choices"] = json!([]);
@@ -116,6 +166,25 @@ impl Answer {
             chunks.push(chunk);
         }
         chunks
+    }
+
+    fn read(&mut self, text: &str) -> Vec<Said> {
+        match &mut self.calls {
+            Some(calls) => calls.push(text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![Said::Text(text.to_owned())],
+        }
+    }
+
+    fn rest(&mut self) -> Vec<Said> {
+        self.calls.as_mut().map(Calls::finish).unwrap_or_default()
+    }
+
+    fn reason(&self, reason: FinishReason) -> &'static str {
+        match reason {
+            FinishReason::Stop if self.calls.as_ref().is_some_and(Calls::called) => "tool_calls",
+            reason => reason.name(),
+        }
     }
 
     fn chunk(&self, choice: Value, options: StreamOptions) -> Value {
@@ -129,6 +198,7 @@ impl Answer {
 
     fn object(&self, name: &str) -> Value {
         let Self { id, created, model, .. } = self;
+        let id = format!("{}-{id}", self.shape.id_prefix());
         json!({"id": id, "object": name, "created": created, "model": model})
     }
 
@@ -139,7 +209,7 @@ impl Answer {
 
 /// The engine ended without a word: it can only have panicked.
 pub(crate) fn lost() -> ApiError {
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the engine failed while it worked on this request")
+    ApiError::from(crate::worker::Failure::Lost)
 }
 
 fn usage(usage: Usage) -> Value {

@@ -11,7 +11,8 @@ use super::answer::Answer;
 use super::fields::Fields;
 use super::request::{self, Request, top_logprobs};
 use super::shape::Shape;
-use super::{ApiError, App, parse};
+use super::tools::Tools;
+use super::{ApiError, App, format, parse};
 use crate::model::today;
 
 pub(super) async fn create(
@@ -26,11 +27,18 @@ pub(super) async fn create(
         let value = parse(bytes)?;
         let fields = Fields::of(&value)?;
         request::check(app, &fields)?;
-        let logprobs = logprobs(&fields)?;
-        let ids = prompt(app, &fields, bytes)?;
-        Request::read(app, &fields, ("messages", ids), None, logprobs)
+        let (logprobs, tools, format) = (logprobs(&fields)?, Tools::read(&fields)?, format::read(&fields)?);
+        let ids = prompt(app, &fields, bytes, tools.is_some())?;
+        let request = Request::read(app, &fields, ("messages", ids), None, logprobs)?;
+        let (param, grammar) = match &tools {
+            Some(tools) => (tools.param(), tools.grammar(app.calls, format.as_deref())?),
+            None => (format::SCHEMA, format.map(|rule| format!("start: {rule}"))),
+        };
+        let request = request.obeying(app, param, grammar)?.named(session, "chat", &fields);
+        Ok((request, tools.map(|tools| tools.calls(app.calls))))
     });
-    Answer::new(&app, Shape::Chat).respond(&app, request.await?, session).await
+    let (request, calls) = request.await?;
+    Answer::new(&app, Shape::Chat, calls).respond(&app, request).await
 }
 
 fn logprobs(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
@@ -52,17 +60,19 @@ struct Printed {
     chat_template_kwargs: Option<Json>,
 }
 
-/// The ids of the prompt that the model's template makes of a chat's `body`, read as `fields` already.
-pub(super) fn prompt(app: &App, fields: &Fields<'_>, body: &[u8]) -> Result<Vec<u32>, ApiError> {
+/// The ids of the prompt that the model's template makes of a chat's `body`, read as `fields` already. `with_tools`: it
+/// is shown the tools.
+pub(super) fn prompt(
+    app: &App,
+    fields: &Fields<'_>,
+    body: &[u8],
+    with_tools: bool,
+) -> Result<Vec<u32>, ApiError> {
     match fields.list("messages")? {
         None => return Err(ApiError::field("messages", "messages is needed: a list")),
         Some([]) => return Err(ApiError::field("messages", "messages must not be empty")),
         Some(_) => {}
     }
-    let with_tools = match (fields.list("tools")?, tool_choice(fields)?) {
-        (None | Some([]), _) | (_, false) => false,
-        (Some(_), true) => true,
-    };
     fields.object("chat_template_kwargs")?;
     let printed: Printed = serde_json::from_slice(body)
         .map_err(|e| ApiError::field("messages", format!("messages cannot be read: {e}")))?;
@@ -76,16 +86,4 @@ pub(super) fn prompt(app: &App, fields: &Fields<'_>, body: &[u8]) -> Result<Vec<
     let text = tokenizer.chat_prompt_with(&printed.messages, &options);
     let text = text.map_err(|e| ApiError::field("messages", e.to_string()))?;
     tokenizer.encode_raw(&text).map_err(|e| ApiError::field("messages", e.to_string()))
-}
-
-/// Whether the template is shown the tools. The model is not made to call one.
-fn tool_choice(fields: &Fields<'_>) -> Result<bool, ApiError> {
-    match fields.get("tool_choice").map(|v| v.as_str()) {
-        None | Some(Some("auto")) => Ok(true),
-        Some(Some("none")) => Ok(false),
-        Some(_) => Err(ApiError::field(
-            "tool_choice",
-            "tool_choice must be 'auto' or 'none': others are not supported",
-        )),
-    }
 }

@@ -10,7 +10,7 @@ use super::answer::Answer;
 use super::fields::Fields;
 use super::request::{self, Request, token_ids, top_logprobs};
 use super::shape::Shape;
-use super::{ApiError, App, parse};
+use super::{ApiError, App, format, parse};
 
 /// OpenAI's default of this endpoint.
 const MAX_TOKENS: usize = 16;
@@ -28,10 +28,12 @@ pub(super) async fn create(
         let fields = Fields::of(&value)?;
         request::check(app, &fields)?;
         let logprobs = top_logprobs(&fields, "logprobs")?;
+        let grammar = format::read(&fields)?.map(|rule| format!("start: {rule}"));
         let ids = prompt(app, &fields)?;
-        Request::read(app, &fields, ("prompt", ids), Some(MAX_TOKENS), logprobs)
+        let request = Request::read(app, &fields, ("prompt", ids), Some(MAX_TOKENS), logprobs)?;
+        Ok(request.obeying(app, format::SCHEMA, grammar)?.named(session, "text", &fields))
     });
-    Answer::new(&app, Shape::Text).respond(&app, request.await?, session).await
+    Answer::new(&app, Shape::Text, None).respond(&app, request.await?).await
 }
 
 /// A string, ids, or a list of one of these.

@@ -1,11 +1,11 @@
 //! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::worker::{Failure, Refused};
+use crate::worker::{Deaf, Failure, Refused};
 
 /// Seconds after which a client turned away by a full queue should try again.
 const RETRY_AFTER_S: u64 = 1;
@@ -32,6 +32,14 @@ impl ApiError {
     /// 401.
     pub(crate) fn key(message: &str) -> Self {
         Self { code: Some("invalid_api_key"), ..Self::new(StatusCode::UNAUTHORIZED, message) }
+    }
+
+    /// 410 and 429: who comes back to a work with a name cannot listen.
+    pub(crate) fn deaf(why: Deaf) -> Self {
+        match why {
+            Deaf::Forgotten => Self::new(StatusCode::GONE, "the answer was too long to be kept: ask again"),
+            Deaf::Crowded => Self::new(StatusCode::TOO_MANY_REQUESTS, "too many listen to this work"),
+        }
     }
 
     pub(crate) fn param(self, param: &str) -> Self {
@@ -65,6 +73,9 @@ impl IntoResponse for ApiError {
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response
     }
 }
@@ -82,9 +93,9 @@ impl From<Refused> for ApiError {
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let status = match failure {
-            Failure::Superseded => StatusCode::CONFLICT,
+            Failure::Superseded | Failure::Cancelled => StatusCode::CONFLICT,
             Failure::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-            Failure::Engine(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Failure::Engine(_) | Failure::Lost => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, failure.to_string())
     }

@@ -3,6 +3,7 @@
 
 use std::ops::RangeInclusive;
 
+use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::ApiError;
@@ -18,7 +19,10 @@ impl<'a> Fields<'a> {
     pub(super) fn of(body: &'a Value) -> Result<Self, ApiError> {
         match body {
             Value::Object(map) => Ok(Self { map, prefix: String::new() }),
-            other => Err(ApiError::field("", format!("the body must be a JSON object, not {}", kind(other)))),
+            other => {
+                let message = format!("the body must be a JSON object, not {}", kind(other));
+                Err(ApiError::new(StatusCode::BAD_REQUEST, message))
+            }
         }
     }
 
@@ -26,6 +30,11 @@ impl<'a> Fields<'a> {
     pub(super) fn object(&self, name: &str) -> Result<Option<Fields<'a>>, ApiError> {
         self.take(name, "an object", |v| v.as_object())
             .map(|found| found.map(|map| Self { map, prefix: format!("{}{name}.", self.prefix) }))
+    }
+
+    /// All fields with a value, in the order they came.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        self.map.iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.as_str(), value))
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
@@ -102,7 +111,7 @@ fn same(given: &Value, neutral: &Value) -> bool {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -1,23 +1,28 @@
 //! Paths, one file per endpoint. This room turns JSON into jobs and events into JSON; it must not know slots.
 
 mod answer;
+mod body;
 mod chat;
 mod completions;
 mod error;
 mod fields;
+mod format;
 mod models;
 mod request;
+mod sessions;
 mod shape;
 mod status;
 mod tokenize;
+mod tools;
 
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use axum::body::{Body, Bytes};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
@@ -28,8 +33,12 @@ pub(crate) use answer::{Answer, lost};
 pub(crate) use error::ApiError;
 pub(crate) use request::StreamOptions;
 
+use self::body::Bodies;
 use crate::config::ServerConfig;
+use crate::grammar::Grammars;
 use crate::model::{ServedModel, unix_time};
+use crate::sessions::Sessions;
+use crate::tools::CallFormat;
 use crate::worker::{EngineHandle, Shared, State};
 use crate::{auth, metrics};
 
@@ -42,8 +51,11 @@ pub(crate) struct Inner {
     pub(crate) model: ServedModel,
     pub(crate) engine: EngineHandle,
     pub(crate) started: u64,
-    /// See [`App::aside`].
-    heavy: Arc<Semaphore>,
+    pub(crate) sessions: Sessions,
+    bodies: Bodies,
+    grammars: Grammars,
+    /// How the model writes calls of tools.
+    calls: CallFormat,
     /// One permit for each connection that may still be opened.
     pub(crate) connections: Arc<Semaphore>,
     /// Answers so far, for their ids.
@@ -58,15 +70,17 @@ impl Deref for App {
     }
 }
 
-/// Bodies up to this need no permit to be read and tokenised: short requests do not wait for long ones.
-const LIGHT_BYTES: usize = 64 << 10;
-
 impl App {
     pub(crate) fn new(config: ServerConfig, model: ServedModel, engine: EngineHandle) -> Self {
-        let heavy = Arc::new(Semaphore::new(config.limits.tokenizing));
+        let tokenizer = engine.tokenizer().clone();
+        let calls = CallFormat::of(tokenizer.tool_template().unwrap_or_default());
+        let grammars = Grammars::new(tokenizer, model.end_tokens.clone());
+        let (sessions, bodies) = (Sessions::new(&config.limits), Bodies::new(&config.limits));
         let connections = Arc::new(Semaphore::new(config.limits.connections));
         let (started, answers) = (unix_time(), AtomicU64::new(0));
-        Self(Arc::new(Inner { config, model, engine, started, heavy, connections, answers }))
+        let inner =
+            Inner { config, model, engine, started, sessions, bodies, grammars, calls, connections, answers };
+        Self(Arc::new(inner))
     }
 
     /// All paths.
@@ -76,6 +90,7 @@ impl App {
             .route("/v1/completions", post(completions::create))
             .route("/v1/models", get(models::list))
             .route("/v1/models/{*id}", get(models::one))
+            .route("/v1/sessions/{*name}", get(sessions::attach).delete(sessions::cancel))
             .route("/tokenize", post(tokenize::tokenize))
             .route("/detokenize", post(tokenize::detokenize))
             .route(auth::OPEN_PATH, get(status::health))
@@ -106,49 +121,9 @@ impl App {
         }
     }
 
-    /// The body, whole.
-    ///
-    /// # Errors
-    /// 413 and 408.
-    async fn body(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-        let limits = &self.config.limits;
-        let declared = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-        let too_large = || {
-            let message = format!("the body is larger than {} bytes", limits.body_bytes);
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
-        };
-        if declared.is_some_and(|bytes: usize| bytes > limits.body_bytes) {
-            return Err(too_large());
-        }
-        let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive");
-        let whole = tokio::time::timeout(limits.body_time, axum::body::to_bytes(body, limits.body_bytes));
-        // A client that left while sending does not read the answer.
-        whole.await.map_err(late)?.map_err(|_| too_large())
-    }
-
-    /// Reads a body beside the async threads: JSON, templates and tokenisers take their time. Of large bodies only
-    /// some are read at once.
-    async fn aside<T: Send + 'static>(
-        &self,
-        body: Bytes,
-        read: impl FnOnce(&App, &[u8]) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let broken = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be read");
-        let permit = match body.len() > LIGHT_BYTES {
-            true => Some(self.heavy.clone().acquire_owned().await.map_err(|_| broken())?),
-            false => None,
-        };
-        let app = self.clone();
-        let work = move || {
-            let _permit = permit;
-            read(&app, &body)
-        };
-        tokio::task::spawn_blocking(work).await.map_err(|_| broken())?
-    }
-
     /// An id no other answer of this server has.
-    fn answer_id(&self, prefix: &str) -> String {
-        format!("{prefix}-{:x}-{:x}", self.started, self.answers.fetch_add(1, Relaxed))
+    fn answer_id(&self) -> String {
+        format!("{:x}-{:x}", self.started, self.answers.fetch_add(1, Relaxed))
     }
 
     pub(crate) fn metrics(&self) -> String {
@@ -167,6 +142,19 @@ fn parse(body: &[u8]) -> Result<Value, ApiError> {
 }
 
 fn json(status: StatusCode, value: &Value) -> Response {
+    written(status, value.to_string())
+}
+
+/// JSON that is text already: what may be long is written beside the async threads.
+fn written(status: StatusCode, json: String) -> Response {
     let headers = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    (status, headers, value.to_string()).into_response()
+    (status, headers, json).into_response()
+}
+
+/// What a path leaves open, if it is text.
+type Named = Result<Path<String>, PathRejection>;
+
+fn named(name: Named) -> Result<String, ApiError> {
+    let wrong = |_| ApiError::new(StatusCode::BAD_REQUEST, "the path is not percent-encoded UTF-8");
+    name.map(|Path(name)| name).map_err(wrong)
 }

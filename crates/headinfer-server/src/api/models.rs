@@ -1,11 +1,11 @@
 //! GET /v1/models.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::{ApiError, App, json as answer};
+use super::{ApiError, App, Named, json as answer, named};
 
 /// The one model.
 pub(super) async fn list(State(app): State<App>) -> Response {
@@ -13,8 +13,8 @@ pub(super) async fn list(State(app): State<App>) -> Response {
 }
 
 /// The model by its id.
-pub(super) async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    check(&app, &id)?;
+pub(super) async fn one(State(app): State<App>, name: Named) -> Result<Response, ApiError> {
+    check(&app, &named(name)?)?;
     Ok(answer(StatusCode::OK, &entry(&app)))
 }
 

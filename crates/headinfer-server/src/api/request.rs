@@ -1,21 +1,44 @@
 //! What chats and completions have in common: from fields to a job in the queue.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use axum::http::HeaderMap;
-use headinfer_core::engine::sample::Sampling;
+use headinfer_core::engine::sample::{Sampling, TokenMask};
 use headinfer_core::engine::stop::StopMatcher;
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::answer::Answer;
 use super::fields::Fields;
+use super::format::unsupported;
 use super::{ApiError, App, models};
-use crate::worker::{Event, Job, Refused};
+use crate::sessions::Question;
+use crate::worker::{Event, Feed, Job, Refused, Teller};
 
 /// Most likeliest tokens reported with each token.
 const TOP_LOGPROBS_MAX: usize = 20;
 const SESSION_BYTES_MAX: usize = 128;
+/// Fields of other servers that would change the answer, and are not read here.
+const REFUSED: [&str; 14] = [
+    "functions",
+    "function_call",
+    "audio",
+    "prediction",
+    "web_search_options",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "grammar",
+    "stop_token_ids",
+    "min_tokens",
+    "use_beam_search",
+];
+/// Fields that do not bear on what the answer is.
+const PRESENTATION: [&str; 6] = ["stream", "stream_options", "return_progress", "user", "metadata", "store"];
 
 /// A request that has been read.
 pub(super) struct Request {
@@ -25,8 +48,11 @@ pub(super) struct Request {
     pub(super) stops: StopMatcher,
     pub(super) ignore_end: bool,
     pub(super) logprobs: Option<usize>,
+    pub(super) mask: Option<Box<dyn TokenMask>>,
     /// `None`: the answer is sent whole.
     pub(super) stream: Option<StreamOptions>,
+    /// The name of the work, and what is asked under it.
+    pub(super) session: Option<(String, Question)>,
 }
 
 /// How an answer is streamed.
@@ -75,27 +101,56 @@ impl Request {
             stops: stops(fields)?,
             ignore_end: fields.flag("ignore_eos")?,
             logprobs,
+            mask: None,
             stream: stream(fields)?,
+            session: None,
         })
     }
 
-    /// Puts the job into the queue. Dropping the receiver cancels it, unless the request names a session.
+    /// An answer that a Lark `grammar` derives; errors name the field `param`.
+    pub(super) fn obeying(self, app: &App, param: &str, grammar: Option<String>) -> Result<Self, ApiError> {
+        let Some(grammar) = grammar else { return Ok(self) };
+        let (_, vocab) = app.ready()?;
+        let mask = app.grammars.mask(vocab, &grammar).map_err(|why| unsupported(param, &why))?;
+        Ok(Self { mask: Some(mask), ..self })
+    }
+
+    /// A work with a name, if it has one. `kind` is what else bears on the answer.
+    pub(super) fn named(self, session: Option<String>, kind: &str, fields: &Fields<'_>) -> Self {
+        static HASHERS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
+        let asked = || fields.all().filter(|(name, _)| !PRESENTATION.contains(name));
+        let hash = |hasher: &RandomState| hasher.hash_one((kind, asked().collect::<Vec<_>>()));
+        let session = session.map(|name| (name, Question(HASHERS.each_ref().map(hash))));
+        Self { session, ..self }
+    }
+
+    /// Puts the job into the queue, or finds the work of its name. Dropping the receiver cancels a job without a name.
     pub(super) fn submit(
-        self,
+        mut self,
         app: &App,
-        session: Option<String>,
-    ) -> Result<UnboundedReceiver<Event>, ApiError> {
-        let (events, receiver) = unbounded_channel();
+        answer: Answer,
+    ) -> Result<(Answer, UnboundedReceiver<Event>), ApiError> {
+        let Some((name, question)) = self.session.take() else {
+            let (feed, events) = Feed::unnamed();
+            self.enqueue(app, None, feed)?;
+            return Ok((answer, events));
+        };
+        let begin = |feed| self.enqueue(app, Some(name.clone()), feed);
+        app.sessions.ask(&name, question, answer, begin)
+    }
+
+    fn enqueue(self, app: &App, session: Option<String>, feed: Arc<Feed>) -> Result<(), ApiError> {
         let stop_tokens = if self.ignore_end { Vec::new() } else { app.model.end_tokens.clone() };
-        let Self { ids, max_tokens, sampling, stops, logprobs, .. } = self;
-        let asked = Instant::now();
-        let job = Job { ids, max_tokens, sampling, stops, stop_tokens, logprobs, session, events, asked };
+        let Self { ids, max_tokens, sampling, stops, logprobs, mask, .. } = self;
+        let (teller, asked) = (Teller::new(feed), Instant::now());
+        let job =
+            Job { ids, max_tokens, sampling, stops, stop_tokens, logprobs, mask, session, teller, asked };
         app.shared().submit(job).inspect_err(|refused| {
             if matches!(refused, Refused::Full { .. }) {
                 app.shared().counters.turned_away();
             }
         })?;
-        Ok(receiver)
+        Ok(())
     }
 }
 
@@ -113,18 +168,15 @@ pub(super) fn check(app: &App, fields: &Fields<'_>) -> Result<(), ApiError> {
         ("logit_bias", json!({})),
         ("echo", json!(false)),
         ("suffix", json!("")),
+        ("modalities", json!(["text"])),
     ];
     for (name, value) in &neutral {
         fields.refuse_unless(name, value)?;
     }
-    let Some(format) = fields.object("response_format")? else { return Ok(()) };
-    match format.text("type")? {
-        Some("text") => Ok(()),
-        Some(kind @ ("json_object" | "json_schema")) => {
-            let message = format!("response_format of type '{kind}' is not supported yet");
-            Err(ApiError::field("response_format.type", message))
-        }
-        _ => Err(ApiError::field("response_format.type", "response_format.type must be 'text'")),
+    let absent = REFUSED.iter().find(|name| fields.get(name).is_some_and(|given| *given != json!(false)));
+    match absent {
+        None => Ok(()),
+        Some(name) => Err(ApiError::field(*name, format!("{name} is not supported: leave it out"))),
     }
 }
 

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::fields::Fields;
 use super::request::token_ids;
-use super::{ApiError, App, chat, json as answer, models, parse};
+use super::tools::Tools;
+use super::{ApiError, App, chat, models, parse, written};
 
 /// `{prompt, add_special_tokens}` or `{messages, tools, …}` to `{count, max_model_len, tokens}`.
 pub(super) async fn tokenize(
@@ -17,27 +18,37 @@ pub(super) async fn tokenize(
     body: Body,
 ) -> Result<Response, ApiError> {
     let bytes = app.body(&headers, body).await?;
-    let tokens = app.aside(bytes, |app, bytes| {
-        let value = parse(bytes)?;
-        let fields = Fields::of(&value)?;
-        if let Some(id) = fields.text("model")? {
-            models::check(app, id)?;
-        }
-        let tokenizer = app.engine.tokenizer();
-        let raw = fields.get("add_special_tokens").is_some() && !fields.flag("add_special_tokens")?;
-        let tokens = match fields.text("prompt")? {
-            Some(text) if raw => tokenizer.encode_raw(text),
-            Some(text) => tokenizer.encode(text),
-            None if fields.get("messages").is_some() => return chat::prompt(app, &fields, bytes),
-            None => {
-                return Err(ApiError::field("prompt", "prompt (a string) or messages (a list) is needed"));
-            }
-        };
-        tokens.map_err(|e| ApiError::field("prompt", e.to_string()))
+    let reply = app.aside(bytes, |app, bytes| {
+        let tokens = tokens(app, bytes)?;
+        let context = app.ready().ok().map(|(context, _)| context);
+        let (count, limit) = (json!(tokens.len()), json!(context));
+        // Without a JSON value of each.
+        let list = serde_json::to_string(&tokens).unwrap_or_default();
+        Ok(format!("{{\"count\":{count},\"max_model_len\":{limit},\"tokens\":{list}}}"))
     });
-    let tokens = tokens.await?;
-    let context = app.ready().ok().map(|(context, _)| context);
-    Ok(answer(StatusCode::OK, &json!({"count": tokens.len(), "max_model_len": context, "tokens": tokens})))
+    Ok(written(StatusCode::OK, reply.await?))
+}
+
+fn tokens(app: &App, bytes: &[u8]) -> Result<Vec<u32>, ApiError> {
+    let value = parse(bytes)?;
+    let fields = Fields::of(&value)?;
+    if let Some(id) = fields.text("model")? {
+        models::check(app, id)?;
+    }
+    let tokenizer = app.engine.tokenizer();
+    let raw = fields.get("add_special_tokens").is_some() && !fields.flag("add_special_tokens")?;
+    let tokens = match fields.text("prompt")? {
+        Some(text) if raw => tokenizer.encode_raw(text),
+        Some(text) => tokenizer.encode(text),
+        None if fields.get("messages").is_some() => {
+            let tools = Tools::read(&fields)?;
+            return chat::prompt(app, &fields, bytes, tools.is_some());
+        }
+        None => {
+            return Err(ApiError::field("prompt", "prompt (a string) or messages (a list) is needed"));
+        }
+    };
+    tokens.map_err(|e| ApiError::field("prompt", e.to_string()))
 }
 
 /// `{tokens}` to `{prompt}`.
@@ -47,12 +58,12 @@ pub(super) async fn detokenize(
     body: Body,
 ) -> Result<Response, ApiError> {
     let bytes = app.body(&headers, body).await?;
-    let text = app.aside(bytes, |app, bytes| {
+    let reply = app.aside(bytes, |app, bytes| {
         let value = parse(bytes)?;
         let fields = Fields::of(&value)?;
         let needed = || ApiError::field("tokens", "tokens (a list of token ids) is needed");
         let ids = token_ids("tokens", fields.list("tokens")?.ok_or_else(needed)?)?;
-        Ok(app.engine.tokenizer().decode(&ids))
+        Ok(json!({"prompt": app.engine.tokenizer().decode(&ids)}).to_string())
     });
-    Ok(answer(StatusCode::OK, &json!({"prompt": text.await?})))
+    Ok(written(StatusCode::OK, reply.await?))
 }

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use headinfer_core::engine::sample::Sampling;
+use headinfer_core::engine::sample::{Sampling, TokenMask};
 use headinfer_core::engine::stop::StopMatcher;
 use thiserror::Error;
-use tokio::sync::mpsc::UnboundedSender;
+
+use super::feed::Teller;
 
 /// One request. All of it has been checked: ids are below the vocabulary, and prompt and output fit the context.
 pub(crate) struct Job {
@@ -19,23 +20,23 @@ pub(crate) struct Job {
     pub(crate) stop_tokens: Vec<u32>,
     /// Report each token's probability and those of so many likeliest ones.
     pub(crate) logprobs: Option<usize>,
-    /// Goes on when its client leaves, until another job of the same name takes over.
+    /// Which tokens may come next, when not all may.
+    pub(crate) mask: Option<Box<dyn TokenMask>>,
+    /// Another job of the same name takes over.
     pub(crate) session: Option<String>,
-    /// Where events go; unbounded, for a slow client must not stop the engine. A job sends at most one event per
-    /// chunk and per token, so the context bounds it.
-    pub(crate) events: UnboundedSender<Event>,
+    pub(crate) teller: Teller,
     pub(crate) asked: Instant,
 }
 
 impl Job {
-    /// Nobody waits for the answer, and nobody asked for it to go on.
+    /// Nothing more is to be done for it.
     pub(crate) fn abandoned(&self) -> bool {
-        self.session.is_none() && self.events.is_closed()
+        self.teller.feed().abandoned()
     }
 
-    /// Tells the client; whether it still listens does not matter.
+    /// Tells whoever listens.
     pub(crate) fn tell(&self, event: Event) {
-        let _ = self.events.send(event);
+        self.teller.feed().tell(event);
     }
 }
 
@@ -103,6 +104,11 @@ pub(crate) struct Usage {
 pub(crate) enum Failure {
     #[error("another request with the same X-Session-Id took over")]
     Superseded,
+    #[error("the work was cancelled")]
+    Cancelled,
+    /// The engine dropped it without a word: it can only have panicked.
+    #[error("the engine failed while it worked on this request")]
+    Lost,
     #[error("the server is shutting down")]
     Stopping,
     #[error("the engine failed: {0}")]

@@ -2,6 +2,7 @@
 //!
 //! Handlers put a [`Job`] into the queue and read its [`Event`]s. This room must not know HTTP or JSON.
 
+mod feed;
 mod job;
 mod output;
 mod queue;
@@ -15,6 +16,7 @@ use headinfer_core::engine::Session;
 use headinfer_core::text::Tokenizer;
 use thiserror::Error;
 
+pub(crate) use feed::{Deaf, Feed, Teller};
 pub(crate) use job::{Event, Failure, FinishReason, Job, Scored, Usage};
 pub use queue::State;
 pub(crate) use queue::{Refused, Shared, SlotReport};

@@ -120,17 +120,17 @@ impl Shared {
             State::Failed(why) => return Err(Refused::NotReady(format!("the engine failed: {why}"))),
             _ => return Err(Refused::NotReady("the server is shutting down".into())),
         }
-        inner.waiting.retain(|waiting| {
-            let replaced = waiting.session.is_some() && waiting.session == job.session;
-            if replaced {
-                waiting.tell(Event::Failed(Failure::Superseded));
-            }
-            !replaced && !waiting.abandoned()
-        });
+        inner.waiting.retain(|waiting| !waiting.abandoned());
+        let same = |other: &Job| other.session.is_some() && other.session == job.session;
+        let replaced = inner.waiting.iter().position(same);
         let free = inner.slots.iter().filter(|slot| !slot.busy).count();
-        let waiting = inner.waiting.len();
+        let waiting = inner.waiting.len() - usize::from(replaced.is_some());
         if waiting >= self.options.queue + free {
             return Err(Refused::Full { waiting });
+        }
+        // Only now: what is replaced must not be lost for one that is refused.
+        if let Some(replaced) = replaced.and_then(|at| inner.waiting.remove(at)) {
+            replaced.tell(Event::Failed(Failure::Superseded));
         }
         inner.waiting.push_back(job);
         self.changed.notify_one();
@@ -196,5 +196,50 @@ impl Arrivals<'_> {
     /// Marks a slot busy under the same lock that took its job, so that the queue counts right.
     pub(super) fn occupy(&mut self, slot: usize) {
         self.0.slots[slot].busy = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use headinfer_core::engine::sample::Sampling;
+    use headinfer_core::engine::stop::StopMatcher;
+
+    use super::*;
+    use crate::worker::{Feed, Teller};
+
+    fn job(session: Option<&str>) -> (Job, Arc<Feed>) {
+        let feed = Feed::named(100);
+        let job = Job {
+            ids: vec![1],
+            max_tokens: 1,
+            sampling: Sampling::default(),
+            stops: StopMatcher::new(Vec::new()).unwrap(),
+            stop_tokens: Vec::new(),
+            logprobs: None,
+            mask: None,
+            session: session.map(str::to_owned),
+            teller: Teller::new(feed.clone()),
+            asked: Instant::now(),
+        };
+        (job, feed)
+    }
+
+    #[test]
+    fn a_job_that_is_refused_takes_nobodys_place() {
+        let shared = Shared::new(EngineOptions { slots: 1, queue: 1 });
+        shared.enter(State::Ready { context: 8, vocab: 8 });
+        let (first, feed) = job(Some("name"));
+        shared.submit(first).unwrap();
+        shared.submit(job(None).0).unwrap();
+        // The slot they were let in for has gone to somebody else.
+        shared.report(0, SlotReport { busy: true, ..SlotReport::default() });
+        assert_eq!(shared.submit(job(Some("name")).0), Err(Refused::Full { waiting: 1 }));
+        assert!(feed.running());
+        shared.report(0, SlotReport::default());
+        shared.submit(job(Some("name")).0).unwrap();
+        assert!(!feed.running());
     }
 }

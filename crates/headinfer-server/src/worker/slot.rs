@@ -6,7 +6,7 @@ use headinfer_core::engine::sample::Sampler;
 use headinfer_core::engine::{EngineError, Session};
 use headinfer_core::text::Tokenizer;
 
-use super::job::{Event, Failure, FinishReason, Job, Usage};
+use super::job::{Event, FinishReason, Job, Usage};
 use super::output::{Output, score};
 use super::queue::SlotReport;
 use crate::metrics::{Counters, Ending};
@@ -51,6 +51,11 @@ impl<'t> Slot<'t> {
         self.logits.len()
     }
 
+    /// Most tokens that can be reused.
+    pub(super) fn clean(&self) -> usize {
+        self.clean
+    }
+
     pub(super) fn chunk(&self) -> usize {
         self.session.plan().knobs().chunk
     }
@@ -82,30 +87,35 @@ impl<'t> Slot<'t> {
     }
 
     /// Gives the slot to `job`, which has been granted `spent` already.
-    pub(super) fn begin(&mut self, job: Job, spent: Duration, tokenizer: &'t Tokenizer, counters: &Counters) {
+    pub(super) fn begin(
+        &mut self,
+        mut job: Job,
+        spent: Duration,
+        tokenizer: &'t Tokenizer,
+        counters: &Counters,
+    ) {
         let cached = self.reusable(&job.ids);
         self.session.rewind(cached);
         self.clean = cached;
         counters.began(job.ids.len(), cached);
-        let sampler = Sampler::new(job.sampling.clone(), self.vocab());
+        let sampler = Sampler::new(job.sampling.clone(), self.vocab()).masked(job.mask.take());
         let output = Output::new(tokenizer.detokenizer(), job.stops.clone());
         let task = Task { job, cached, begun: Instant::now(), spent, sampler, output, last: None, made: 0 };
         task.progress(cached);
         self.task = Some(task);
     }
 
-    /// Ends the job at work; what it finished stays in the cache.
-    pub(super) fn end(&mut self, failure: Option<Failure>, counters: &Counters) {
-        let Some(task) = self.task.take() else { return };
+    /// Ends the job at work as an `ending`; what it finished stays in the cache. The job is given back to be told why
+    /// when the slot is known to be free: its client may ask again at once.
+    pub(super) fn end(&mut self, ending: Ending, counters: &Counters) -> Option<Job> {
+        let task = self.task.take()?;
         self.last_used = Some(Instant::now());
-        counters.ended(if failure.is_some() { Ending::Failed } else { Ending::Cancelled }, task.job.asked);
-        if let Some(failure) = failure {
-            task.job.tell(Event::Failed(failure));
-        }
+        counters.ended(ending, task.job.asked);
+        Some(task.job)
     }
 
-    /// A chunk or a token of the job at work. When it was the last, the job and its last event, to be told when the
-    /// slot is known to be free: its client may ask again at once.
+    /// A chunk or a token of the job at work. When it was the last, the job and its last event, to be told as after
+    /// [`Slot::end`].
     ///
     /// # Errors
     /// [`EngineError`]; the job is still there.
@@ -172,7 +182,7 @@ impl Task<'_> {
         history: &[u32],
         counters: &Counters,
     ) -> Result<Option<FinishReason>, EngineError> {
-        let token = self.sampler.pick(logits, history).map_err(|_| EngineError::NotFinite)?;
+        let token = self.sampler.pick(logits, history)?;
         counters.made(self.job.asked, self.made == 0);
         self.made += 1;
         self.last = Some(token);
@@ -185,6 +195,10 @@ impl Task<'_> {
         self.show(event);
         match () {
             () if stopped => Ok(Some(FinishReason::Stop)),
+            () if self.sampler.complete() => {
+                self.show_rest();
+                Ok(Some(FinishReason::Stop))
+            }
             () if self.made == self.job.max_tokens => {
                 let stopped = self.show_rest();
                 Ok(Some(if stopped { FinishReason::Stop } else { FinishReason::Length }))

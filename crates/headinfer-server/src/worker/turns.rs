@@ -8,10 +8,10 @@ use std::time::Duration;
 use headinfer_core::engine::{EngineError, Session};
 use headinfer_core::text::Tokenizer;
 
-use super::job::{Failure, Job};
+use super::job::{Event, Failure, Job};
 use super::queue::{Arrivals, Shared, State};
 use super::slot::Slot;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, Ending};
 
 /// A prompt with more chunks than this to take in is long: one slot is kept free of such.
 const LONG_CHUNKS: usize = 4;
@@ -33,11 +33,16 @@ pub(super) fn run(
     shared.enter(State::Ready { context, vocab: slots[0].vocab() });
     let (state, failure) = match work(shared, tokenizer, &mut slots) {
         Ok(()) => (State::Stopped, Failure::Stopping),
-        Err(why) => (State::Failed(why.clone()), Failure::Engine(why)),
+        Err(why) => {
+            tracing::error!("the engine failed, nothing is served any more: {why}");
+            (State::Failed(why.clone()), Failure::Engine(why))
+        }
     };
     // Whoever hears of it and looks finds the new state.
     shared.enter(state);
-    slots.iter_mut().for_each(|slot| slot.end(Some(failure.clone()), &shared.counters));
+    for job in slots.iter_mut().filter_map(|slot| slot.end(Ending::Failed, &shared.counters)) {
+        job.tell(Event::Failed(failure.clone()));
+    }
 }
 
 /// # Errors
@@ -45,7 +50,7 @@ pub(super) fn run(
 fn work<'t>(shared: &Shared, tokenizer: &'t Tokenizer, slots: &mut [Slot<'t>]) -> Result<(), String> {
     loop {
         for slot in slots.iter_mut().filter(|slot| slot.job().is_some_and(Job::abandoned)) {
-            slot.end(None, &shared.counters);
+            slot.end(Ending::Cancelled, &shared.counters);
         }
         report(shared, slots);
         let idle = slots.iter().all(|slot| slot.job().is_none());
@@ -56,14 +61,17 @@ fn work<'t>(shared: &Shared, tokenizer: &'t Tokenizer, slots: &mut [Slot<'t>]) -
         let Some(slot) = slots.iter_mut().filter(|s| s.job().is_some()).min_by_key(|s| s.spent()) else {
             continue;
         };
-        match slot.turn(&shared.counters) {
-            Ok(None) => {}
-            Ok(Some((job, event))) => {
-                report(shared, slots);
-                job.tell(event);
-            }
+        let ended = match slot.turn(&shared.counters) {
+            Ok(ended) => ended,
             Err(EngineError::Backend(error)) => return Err(error.to_string()),
-            Err(error) => slot.end(Some(Failure::Engine(error.to_string())), &shared.counters),
+            Err(error) => {
+                let job = slot.end(Ending::Failed, &shared.counters);
+                job.map(|job| (job, Event::Failed(Failure::Engine(error.to_string()))))
+            }
+        };
+        if let Some((job, event)) = ended {
+            report(shared, slots);
+            job.tell(event);
         }
     }
 }
@@ -83,7 +91,9 @@ fn take_over<'t>(
         let Some(name) = slot.job().and_then(|job| job.session.clone()) else { continue };
         if let Some(job) = arrivals.take(|job| job.session.as_ref() == Some(&name)) {
             let spent = slot.spent().unwrap_or_default();
-            slot.end(Some(Failure::Superseded), counters);
+            if let Some(job) = slot.end(Ending::Cancelled, counters) {
+                job.tell(Event::Failed(Failure::Superseded));
+            }
             slot.begin(job, spent, tokenizer, counters);
         }
     }
@@ -100,8 +110,12 @@ fn admit<'t>(
     loop {
         let room_for_long =
             slots.len() == 1 || slots.iter().filter(|s| s.prefill_left() > long).count() + 1 < slots.len();
+        // Handlers wait while this looks: a prompt that is long whatever is reused is not compared with the caches.
+        let free = |slot: &&Slot<'_>| slot.job().is_none();
+        let reach = long + slots.iter().filter(free).map(Slot::clean).max().unwrap_or(0);
         let Some(job) = arrivals.take(|job| {
-            best(slots, job).is_some_and(|(_, reused)| room_for_long || job.ids.len() - reused <= long)
+            (room_for_long || job.ids.len() <= reach)
+                && best(slots, job).is_some_and(|(_, reused)| room_for_long || job.ids.len() - reused <= long)
         }) else {
             return;
         };

@@ -74,9 +74,7 @@ impl Client {
 
     pub(crate) async fn stream(&self, path: &str, body: &Value) -> Events {
         let response = self.open(Method::POST, path, body.to_string().into_bytes()).await;
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Events { body: response.into_body(), held: String::new() }
+        Events::of(response)
     }
 }
 
@@ -94,6 +92,12 @@ pub(crate) struct Events {
 }
 
 impl Events {
+    pub(crate) fn of(response: Response<Incoming>) -> Self {
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self { body: response.into_body(), held: String::new() }
+    }
+
     /// `None` at the end.
     pub(crate) async fn next(&mut self) -> Option<Said> {
         loop {

@@ -120,6 +120,7 @@ struct GateState {
     /// Steps it lets through still; `None` is all.
     left: Option<usize>,
     fail: bool,
+    panic: bool,
     /// Rows of the steps so far.
     steps: Vec<usize>,
 }
@@ -145,6 +146,11 @@ impl Gate {
         self.0.0.lock().unwrap().fail = true;
     }
 
+    /// The next step panics, as only a bug does.
+    pub(crate) fn panic(&self) {
+        self.0.0.lock().unwrap().panic = true;
+    }
+
     /// Steps that were begun.
     pub(crate) fn steps(&self) -> Vec<usize> {
         self.0.0.lock().unwrap().steps.clone()
@@ -160,6 +166,10 @@ impl Gate {
         state.steps.push(rows);
         let mut state = self.0.1.wait_while(state, |state| state.left == Some(0)).unwrap();
         state.left = state.left.map(|left| left - 1);
+        if state.panic {
+            drop(state);
+            panic!("a bug");
+        }
         if state.fail { Err(BackendError("the device fell off the bus".into())) } else { Ok(()) }
     }
 }

@@ -18,7 +18,7 @@ async fn refusal(house: &House, path: &str, body: &Value) -> (u16, Value) {
     let reply = house.post(path, body).await;
     let error = reply.json["error"].clone();
     let fields: Vec<_> = error.as_object().expect("an error").keys().map(String::as_str).collect();
-    assert_eq!(fields, ["code", "message", "param", "type"], "{}", reply.text);
+    assert_eq!(fields, ["message", "type", "param", "code"], "{}", reply.text);
     (reply.status.as_u16(), error)
 }
 
@@ -44,8 +44,10 @@ async fn wrong_values_are_refused_by_name() {
         (CHAT, json!({"messages": user, "top_logprobs": 2}), "top_logprobs"),
         (CHAT, json!({"messages": user, "stream": "yes"}), "stream"),
         (CHAT, json!({"messages": user, "stream_options": {}}), "stream_options"),
-        (CHAT, json!({"messages": user, "response_format": {"type": "json_object"}}), "response_format.type"),
-        (CHAT, json!({"messages": user, "response_format": {"type": "json_schema"}}), "response_format.type"),
+        (CHAT, json!({"messages": user, "response_format": {"type": "xml"}}), "response_format.type"),
+        (CHAT, json!({"messages": user, "functions": []}), "functions"),
+        (CHAT, json!({"messages": user, "modalities": ["text", "audio"]}), "modalities"),
+        (COMPLETIONS, json!({"prompt": "x", "guided_json": {}}), "guided_json"),
         (CHAT, json!({"messages": user, "frequency_penalty": 0.5}), "frequency_penalty"),
         (CHAT, json!({"messages": user, "tool_choice": "required"}), "tool_choice"),
         (CHAT, json!({"messages": user, "tools": {}}), "tools"),
@@ -114,6 +116,15 @@ async fn malformed_requests_are_answered_with_4xx() {
     }
     assert_eq!(house.get("/v1/chat/completions").await.status, 405);
     assert_eq!(house.get("/etc/passwd").await.status, 404);
+    for path in ["/v1/models/%ff", "/v1/sessions/%ff"] {
+        let reply = house.get(path).await;
+        assert_eq!(
+            (reply.status.as_u16(), &reply.json["error"]["param"]),
+            (400, &Value::Null),
+            "{}",
+            reply.text
+        );
+    }
     assert_eq!(house.get("/v1/models/..%2f..%2fetc%2fpasswd").await.status, 404);
     assert!(house.get("/v1/models/x").await.json["error"]["param"] == "model");
 }
@@ -130,8 +141,12 @@ async fn bodies_and_heads_have_limits() {
     assert_eq!(status, 413);
     let long = house.with("x-long", &"y".repeat(20_000));
     assert_eq!(long.get("/health").await.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
-    // A head that never ends, and a body that never comes.
+    // A head that never ends, a body that never comes, and one that is none.
     for (sent, answer) in [
+        (
+            "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+            "HTTP/1.1 400",
+        ),
         ("GET /health HTTP/1.1\r\nhost: localhost\r\nx: ", ""),
         ("POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{", "HTTP/1.1 408"),
     ] {
@@ -141,6 +156,28 @@ async fn bodies_and_heads_have_limits() {
         stream.read_to_string(&mut said).await.unwrap();
         assert!(said.starts_with(answer), "{said}");
     }
+}
+
+#[tokio::test]
+async fn large_bodies_wait_for_room_and_small_ones_do_not() {
+    let mut setup = Setup::default();
+    setup.config.limits.body_bytes = 100_000;
+    setup.config.limits.bodies_bytes = 100_000;
+    setup.config.limits.body_time = Duration::from_millis(200);
+    let house = start(setup).await;
+    // Two that declare much and send nothing: the first holds the room until its time is over.
+    let head = "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 90000\r\n\r\n";
+    let mut first = TcpStream::connect(house.address).await.unwrap();
+    first.write_all(head.as_bytes()).await.unwrap();
+    let large = json!({"prompt": "x".repeat(90_000)});
+    let light = json!({"prompt": "x"});
+    let (second, small) = tokio::join!(house.post("/tokenize", &large), house.ask("/tokenize", &light));
+    assert_eq!(small["count"], 1);
+    assert!([200, 429].contains(&second.status.as_u16()), "{}", second.text);
+    let mut said = String::new();
+    first.read_to_string(&mut said).await.unwrap();
+    assert!(said.starts_with("HTTP/1.1 408"), "{said}");
+    assert_eq!(house.ask("/tokenize", &large).await["count"], 90_000);
 }
 
 #[tokio::test]

@@ -16,13 +16,14 @@ async fn the_key_guards_every_path_but_health() {
     let right = house.with("authorization", "Bearer open-sesame");
     let wrong = house.with("authorization", "Bearer open-sesam");
     let other = house.with("authorization", "Basic open-sesame");
-    for path in ["/v1/models", "/metrics", "/v1/completions", "/tokenize", "/nowhere"] {
+    for path in ["/v1/models", "/metrics", "/v1/completions", "/tokenize", "/v1/sessions/x", "/nowhere"] {
         for client in [&*house, &wrong, &other] {
             let reply = client.get(path).await;
             assert_eq!(
                 (reply.status.as_u16(), &reply.json["error"]["code"]),
                 (401, &json!("invalid_api_key"))
             );
+            assert_eq!(reply.headers["www-authenticate"], "Bearer");
         }
         assert_ne!(right.get(path).await.status, 401);
     }

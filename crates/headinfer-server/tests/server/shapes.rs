@@ -125,6 +125,39 @@ async fn logprobs_are_those_of_the_model() {
 }
 
 #[tokio::test]
+async fn logprobs_have_the_bytes_of_tokens_that_are_parts_of_characters() {
+    let house = start(Setup::default()).await;
+    // Hot enough for the two bytes of \u{e9} to be among the tokens.
+    let mut parts = 0;
+    for seed in 0..6 {
+        let body = json!({"prompt": text(7, 30), "max_tokens": 60, "temperature": 2, "seed": seed, "logprobs": 20,
+            "ignore_eos": true});
+        let choice = house.ask(COMPLETIONS, &body).await["choices"][0].clone();
+        let bytes: Vec<Vec<u8>> = serde_json::from_value(choice["logprobs"]["bytes"].clone()).unwrap();
+        let shown: Vec<u8> = bytes.iter().filter(|own| !own.starts_with(b"<|")).flatten().copied().collect();
+        assert_eq!(choice["text"], String::from_utf8_lossy(&shown).as_ref());
+        for (at, own) in bytes.iter().enumerate().filter(|(_, own)| std::str::from_utf8(own).is_err()) {
+            let spelled = format!("bytes:\\x{:02x}", own[0]);
+            assert_eq!(choice["logprobs"]["tokens"][at], spelled.as_str());
+            parts += 1;
+        }
+        // No two tokens look the same, so none is lost.
+        for top in choice["logprobs"]["top_logprobs"].as_array().unwrap() {
+            assert_eq!(top.as_object().unwrap().len(), 20);
+        }
+    }
+    assert!(parts > 0);
+    let body = json!({"messages": [{"role": "user", "content": "Hm"}], "max_tokens": 20, "logprobs": true, "seed": 2,
+        "ignore_eos": true, "temperature": 2});
+    let choice = house.ask(CHAT, &body).await["choices"][0].clone();
+    let tokens = choice["logprobs"]["content"].as_array().unwrap();
+    let shown = |t: &serde_json::Value| serde_json::from_value::<Vec<u8>>(t["bytes"].clone()).unwrap();
+    let special = |t: &&serde_json::Value| t["token"].as_str().unwrap().starts_with("<|");
+    let bytes = tokens.iter().filter(|t| !special(t)).flat_map(shown).collect::<Vec<u8>>();
+    assert_eq!(choice["message"]["content"], String::from_utf8_lossy(&bytes).as_ref());
+}
+
+#[tokio::test]
 async fn text_and_tokens_are_two_names_of_one_thing() {
     let house = start(Setup::default()).await;
     let tokens = house.ask("/tokenize", &json!({"prompt": "caf\u{e9}!"})).await;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
 
 use crate::client::Said;
 use crate::house::{Setup, start};
@@ -78,16 +80,50 @@ async fn progress_counts_the_prompt_chunk_by_chunk() {
 
 #[tokio::test]
 async fn pings_come_while_the_engine_is_stalled() {
-    let mut setup = Setup::default();
+    let mut setup = Setup { slots: 1, ..Setup::default() };
     setup.config.ping = Duration::from_millis(10);
     let house = start(setup).await;
     house.gate.close();
     let body = json!({"prompt": text(7, 50), "max_tokens": 2, "stream": true, "ignore_eos": true});
-    // Headers are there although the engine has not finished a single chunk.
-    let mut events = house.stream("/v1/completions", &body).await;
+    // Headers are there although the engine has not finished a single chunk, and although one must wait for a slot.
+    let mut streams = [
+        house.stream("/v1/completions", &body).await,
+        house.with("x-session-id", "named").stream("/v1/completions", &body).await,
+    ];
+    house.until("the engine is stalled", async || !house.gate.steps().is_empty()).await;
     for _ in 0..5 {
-        assert_eq!(events.next().await, Some(Said::Ping));
+        for events in &mut streams {
+            assert_eq!(events.next().await, Some(Said::Ping));
+        }
+        // What needs no engine is answered.
+        assert_eq!(house.get("/health").await.status, 200);
+        assert_eq!(house.metric("num_requests_waiting").await, 1.0);
+        assert_eq!(house.ask("/tokenize", &json!({"prompt": "ab"})).await["count"], 2);
     }
+    assert_eq!(house.gate.steps().len(), 1);
     house.gate.open();
-    assert!(!events.all().await.is_empty());
+    for events in streams {
+        assert!(!events.all().await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_left() {
+    let mut setup = Setup::default();
+    setup.config.limits.write_time = Duration::from_millis(100);
+    let house = start(setup).await;
+    // Far more is said than the system holds for a client with a small window.
+    const TOKENS: usize = 6_000_000;
+    let tokens = format!("{{\"tokens\": [93{}]}}", ", 93".repeat(TOKENS - 1));
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(house.address).await.unwrap();
+    let head =
+        format!("POST /detokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", tokens.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(tokens.as_bytes()).await.unwrap();
+    house.until("it is left", async || house.metric("connections").await == 1.0).await;
+    let mut said = Vec::new();
+    let read = stream.read_to_end(&mut said).await;
+    assert!(read.is_err() || said.len() < TOKENS, "{read:?}");
 }

@@ -10,8 +10,10 @@ use super::{EngineArgs, ModelArg};
 /// Serve a model over OpenAI-compatible HTTP.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Paths: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics. Ctrl-C lets
-running answers finish for some seconds; a second one ends at once.
+Paths: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics. A request with
+the header X-Session-Id: NAME is worked on when its client leaves; asked again, or by GET /v1/sessions/NAME, its answer
+is heard from the beginning, and DELETE ends it. Ctrl-C lets running answers finish for some seconds; a second one ends
+at once.
 
 Examples:
   headinfer serve -m ./my-model --context 128k

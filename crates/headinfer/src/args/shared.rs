@@ -25,7 +25,7 @@ pub(crate) struct EngineArgs {
     /// Cap on all device memory the process uses, driver included (24GiB, 512MiB).
     ///
     /// On `cpu` it is the size of the arena that plays the device. Default: on `cpu` half of the available
-    /// memory, on `cuda` the memory of the card, or 24GiB when it is only planned for.
+    /// memory, on `cuda` what the card has free, or 24GiB when it is only planned for.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, env = "HEADINFER_GPU_MEMORY")]
     #[arg(hide_env_values = true)]
     pub(crate) gpu_memory: Option<Bytes>,

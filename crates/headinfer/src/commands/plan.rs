@@ -8,7 +8,7 @@ use headinfer_core::units::Bytes;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::args::{Environment, PlanArgs};
+use crate::args::{DeviceChoice, Environment, PlanArgs};
 use crate::model_source::ModelSource;
 use crate::{device, open, output};
 
@@ -20,8 +20,12 @@ pub(crate) fn run(args: &PlanArgs, environment: &Environment) -> Result<()> {
     let source = ModelSource::parse(&args.model.model)?;
     let spec = source.spec(&environment.hub)?;
     let device = device::choose_for_plan(args.engine.device)?;
-    let request =
-        open::request(source.generated_bytes(&spec), device, args.context, &args.engine, environment);
+    // A card that was asked for by name need not be here, so it is not asked what it has free.
+    let request = match args.engine.device {
+        DeviceChoice::Cuda => open::request_anywhere,
+        DeviceChoice::Auto | DeviceChoice::Cpu => open::request,
+    };
+    let request = request(source.generated_bytes(&spec), device, args.context, &args.engine, environment);
     match open::plan(&spec, &request) {
         Ok(plan) => {
             let printed = Printed::new(&plan);

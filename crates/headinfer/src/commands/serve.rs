@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use headinfer_core::plan::{Plan, PlanError, Request};
@@ -39,13 +39,23 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     interrupt::tell(move || asked.request());
     let options = EngineOptions { slots: usize::from(args.parallel), queue: usize::from(args.queue) };
     let (flags, cache) = (args.engine.clone(), environment.cache.clone());
+    let refusal = Arc::new(Mutex::new(None));
+    let refused = refusal.clone();
     let engine = EngineHandle::start(options, tokenizer, move |_| {
         let session = open::session(&model, plan.clone(), &flags, cache.as_deref());
-        session.map_err(|error| format!("{error:#}"))
+        session.map_err(|error| {
+            let text = format!("{error:#}");
+            *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            text
+        })
     })?;
     let id = served.id.clone();
     let listening = |address: SocketAddr| output::remark(&format!("serving {id} on http://{address}"));
-    serve(config, served, engine, &shutdown, listening).map_err(failure)
+    serve(config, served, engine, &shutdown, listening).map_err(|error| {
+        let refusal = refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The server knows it as text, without its exit code and hint.
+        refusal.unwrap_or_else(|| failure(error))
+    })
 }
 
 /// Each slot has its share of the memory.

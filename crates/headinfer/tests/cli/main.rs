@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bench;
+mod faults;
 mod help;
 mod interrupt;
 mod logits;

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &MemoryArgs, environment: &Environment) -> Result<()> {
         DeviceChoice::Cpu => DeviceKind::Cpu,
         DeviceChoice::Auto | DeviceChoice::Cuda => DeviceKind::Cuda,
     };
-    let mut request = open::request(0, device, 1, &args.engine, environment);
+    let mut request = open::request_anywhere(0, device, 1, &args.engine, environment);
     if args.engine.host_memory.is_none() {
         request.host_budget = ANY_HOST;
     }

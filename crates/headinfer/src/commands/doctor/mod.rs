@@ -29,7 +29,7 @@ pub(crate) fn run(args: &DoctorArgs, environment: &Environment) -> Result<()> {
         true => None,
         false => Some(Measured::measure(args.threads)?),
     };
-    let rates = match (&measured, device::cuda_info()) {
+    let rates = match (&measured, device::card()) {
         (Some(_), Some(_)) => cuda::usual_rates(environment.cache.as_deref()).map(Some)?,
         _ => None,
     };
@@ -68,7 +68,7 @@ impl Report {
                 let kept = Kept {
                     cpu: machine.clone(),
                     cuda: machine_cuda.clone().or(before.cuda),
-                    cuda_memory: device::cuda_info().map(|info| info.total_bytes).or(before.cuda_memory),
+                    cuda_memory: device::card().map(|info| info.total_bytes).or(before.cuda_memory),
                 };
                 Some(kept.save(cache)?)
             }
