@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use headinfer_core::cpu::kernels::{Isa, ceiling};
-use headinfer_core::cpu::measure::{Field, HeadShape};
-use headinfer_core::units::{Bytes, MIB};
+use headinfer_core::cpu::measure::{Field, HeadShape, PrefillLoad};
+use headinfer_core::units::{Bytes, GIB, MIB};
 use rayon::ThreadPool;
 use serde::Serialize;
 
@@ -22,12 +22,13 @@ pub(crate) fn pool(threads: Option<u16>) -> Result<ThreadPool> {
     Ok(pool.map_err(|e| Failure::new(Exit::Failed, "cannot start threads to measure with").because(e))?)
 }
 
-/// Memory to measure on, far larger than caches where the machine has it, filled by the current pool.
+/// Memory to measure on, filled by the current pool: `wanted` bytes, but no more than a sixteenth of what is available,
+/// nor than 4 GiB, of which the largest cache of today holds a tenth.
 ///
 /// # Errors
 /// When the system refuses the memory.
-pub(crate) fn field() -> Result<Field> {
-    let bytes = (machine::available_memory() / 8).clamp(64 * MIB, 512 * MIB);
+pub(crate) fn field(wanted: u64) -> Result<Field> {
+    let bytes = wanted.min(machine::available_memory() / 16).clamp(64 * MIB, 4 * GIB);
     let refused =
         |e| Failure::new(Exit::Failed, format!("cannot map {} to measure on", Bytes(bytes))).because(e);
     Ok(Field::new(bytes as usize).map_err(refused)?)
@@ -43,62 +44,56 @@ pub(crate) struct Ceilings {
 }
 
 impl Ceilings {
-    /// Measures in the current pool.
+    /// Measures in the current pool, once.
     pub(crate) fn measure(field: &Field) -> Self {
         let isa = Isa::detect();
         Self { fma_flops: ceiling::fma_flops(isa), read_bytes_s: field.read_bytes_s(isa) }
     }
-
-    /// The higher of each: other work on the machine can only lower them.
-    pub(crate) fn or(self, other: Self) -> Self {
-        Self {
-            fma_flops: self.fma_flops.max(other.fma_flops),
-            read_bytes_s: self.read_bytes_s.max(other.read_bytes_s),
-        }
-    }
 }
 
-/// Attention kernels at one shape of heads.
+/// Attention kernels at one shape of heads, each measured in turns with its ceiling: medians.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Attention {
     pub(crate) head_dim: usize,
     /// Query heads per KV head.
     pub(crate) group: usize,
     pub(crate) prefill_gflops: f64,
+    /// f32 multiply-adds in the turns between.
+    pub(crate) prefill_peak_gflops: f64,
     pub(crate) prefill_of_peak: f64,
+    /// Least and largest ratio of a turn.
+    pub(crate) prefill_of_peak_spread: (f64, f64),
     pub(crate) decode_gb_s: f64,
+    /// Memory read in the turns between, the same memory.
+    pub(crate) decode_read_gb_s: f64,
     pub(crate) decode_of_read: f64,
+    pub(crate) decode_of_read_spread: (f64, f64),
 }
 
-/// Query rows and keys of the prefill measured.
-pub(crate) const PREFILL: (usize, usize) = (512, 8192);
-/// KV heads of the decode measured.
+/// KV heads of the decode measured, which share the field.
 pub(crate) const KV_HEADS: usize = 8;
+/// The prefill measured: a chunk of a layer over part of a tile.
+pub(crate) const PREFILL: PrefillLoad = PrefillLoad { heads: KV_HEADS, tokens: 512, keys: 4096 };
+/// Turns of kernel and ceiling.
+const ROUNDS: usize = 5;
 
-/// Measures both kernels at each shape, between two measurements of what they are held against.
-pub(crate) fn attention(
-    pool: &ThreadPool,
-    field: &Field,
-    shapes: &[HeadShape],
-) -> (Vec<Attention>, Ceilings) {
-    let isa = Isa::detect();
-    let before = pool.install(|| Ceilings::measure(field));
-    let kernels: Vec<(HeadShape, f64, f64)> = shapes
-        .iter()
-        .map(|shape| {
-            let (rows, keys) = (PREFILL.0 * 4 / shape.group.min(4), PREFILL.1);
-            let prefill = pool.install(|| field.prefill_flops(isa, *shape, rows, keys));
-            (*shape, prefill, pool.install(|| field.decode_bytes_s(isa, *shape, KV_HEADS)))
-        })
-        .collect();
-    let ceilings = before.or(pool.install(|| Ceilings::measure(field)));
-    let attention = kernels.into_iter().map(|(shape, prefill, decode)| Attention {
-        head_dim: shape.head_dim,
-        group: shape.group,
-        prefill_gflops: prefill / 1e9,
-        prefill_of_peak: prefill / ceilings.fma_flops,
-        decode_gb_s: decode / 1e9,
-        decode_of_read: decode / ceilings.read_bytes_s,
-    });
-    (attention.collect(), ceilings)
+impl Attention {
+    /// Measures both kernels in the current pool.
+    pub(crate) fn measure(field: &Field, shape: HeadShape) -> Self {
+        let isa = Isa::detect();
+        let prefill = field.prefill_in_turns(isa, shape, PREFILL, ROUNDS);
+        let decode = field.decode_in_turns(isa, shape, KV_HEADS, ROUNDS);
+        Self {
+            head_dim: shape.head_dim,
+            group: shape.group,
+            prefill_gflops: prefill.rate / 1e9,
+            prefill_peak_gflops: prefill.ceiling / 1e9,
+            prefill_of_peak: prefill.ratio,
+            prefill_of_peak_spread: prefill.spread,
+            decode_gb_s: decode.rate / 1e9,
+            decode_read_gb_s: decode.ceiling / 1e9,
+            decode_of_read: decode.ratio,
+            decode_of_read_spread: decode.spread,
+        }
+    }
 }

@@ -35,7 +35,7 @@ pub(crate) fn usual_rates(cache: Option<&Path>) -> Result<Rates> {
         // The plan is measured, not run.
         host_budget: 1 << 50,
         placement: PlacementMode::Offload,
-        weights: WeightsMode::Stream,
+        weights: WeightsMode::Resident,
         overrides: Overrides::default(),
         machine: Machine::default_cuda(),
     };

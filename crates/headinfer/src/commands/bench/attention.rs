@@ -1,7 +1,7 @@
 //! `bench attention`: the attention kernels alone, on a GPU or beside the CPU's ceilings.
 
 use anyhow::Result;
-use headinfer_core::cpu::measure::HeadShape;
+use headinfer_core::cpu::measure::{HeadShape, PrefillLoad};
 use headinfer_core::plan::DeviceKind;
 use headinfer_cuda::measure::{Attended, Bed};
 use serde::Serialize;
@@ -115,25 +115,25 @@ fn on_cuda(args: &AttentionArgs, environment: &Environment) -> Result<Report> {
 
 fn on_cpu(args: &AttentionArgs) -> Result<Report> {
     let pool = cpu::pool(args.threads)?;
-    let field = pool.install(cpu::field)?;
+    let field = pool.install(|| cpu::field(u64::MAX))?;
     let head_dim = args.head_dim;
     let shapes = [1, HEADS.0 / HEADS.1].map(|group| HeadShape { head_dim, group });
-    let (measured, ceilings) = cpu::attention(&pool, &field, &shapes);
+    let measured = shapes.map(|shape| pool.install(|| cpu::Attention::measure(&field, shape)));
     let rows = measured.iter().flat_map(|a| {
-        let (tokens, past) = (cpu::PREFILL.0 * 4 / a.group.min(4), cpu::PREFILL.1);
-        let flop = (4 * tokens * a.group * head_dim * past) as f64;
+        let PrefillLoad { heads, tokens, keys } = cpu::PREFILL;
+        let flop = (4 * heads * tokens * a.group * head_dim * keys) as f64;
         let prefill = Row {
             what: "prefill over a past",
-            q_heads: a.group,
-            kv_heads: 1,
+            q_heads: a.group * heads,
+            kv_heads: heads,
             tokens,
-            past,
+            past: keys,
             ms: flop / a.prefill_gflops / 1e6,
             tflops: Some(a.prefill_gflops / 1e3),
             of_peak: Some(a.prefill_of_peak),
             gb_s: None,
         };
-        let past = field.bytes() / (cpu::KV_HEADS * head_dim * 4);
+        let past = field.bytes() as usize / (cpu::KV_HEADS * head_dim * 4);
         let decode = Row {
             what: "decode",
             q_heads: a.group * cpu::KV_HEADS,
@@ -147,9 +147,13 @@ fn on_cpu(args: &AttentionArgs) -> Result<Report> {
         };
         [prefill, decode]
     });
-    let device = format!("CPU, {} threads", pool.current_num_threads());
-    let (fma_tflops, read_gb_s) = (ceilings.fma_flops / 1e12, ceilings.read_bytes_s / 1e9);
-    Ok(Report { device, head_dim, peaks: Peaks::Cpu { fma_tflops, read_gb_s }, rows: rows.collect() })
+    let rows: Vec<Row> = rows.collect();
+    let highest = |of: fn(&cpu::Attention) -> f64| measured.iter().map(of).fold(0.0, f64::max);
+    let peaks = Peaks::Cpu {
+        fma_tflops: highest(|a| a.prefill_peak_gflops) / 1e3,
+        read_gb_s: highest(|a| a.decode_read_gb_s),
+    };
+    Ok(Report { device: format!("CPU, {} threads", pool.current_num_threads()), head_dim, peaks, rows })
 }
 
 impl Report {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use headinfer_core::cpu::measure::Field;
+use headinfer_core::cpu::measure::{Field, InTurns};
 use headinfer_core::plan::{DeviceKind, Machine, Plan, Step};
 use headinfer_cuda::measure::Rates;
 use rayon::ThreadPool;
@@ -13,11 +13,28 @@ use serde::Serialize;
 
 use crate::measure::{cpu, cuda};
 
-/// Measures before a run and after it. On a GPU neither may fall together with an open backend: what is measured on
-/// would add to the peak.
+/// Measures before a run and after it. On the CPU also after each step, so that what else the machine does meets both;
+/// on a GPU never while a backend is open: what is measured on would add to the peak.
 pub(super) enum Meter {
-    Cpu { pool: ThreadPool, field: Field, before: cpu::Ceilings, machine: Machine },
+    Cpu(Turns),
     Cuda { plan: Arc<Plan>, cache: Option<PathBuf>, before: Rates },
+}
+
+/// Ceilings of the CPU in turns with what steps reached.
+pub(super) struct Turns {
+    pool: ThreadPool,
+    field: Field,
+    ceilings: Vec<cpu::Ceilings>,
+    reached: Vec<Reached>,
+    machine: Machine,
+}
+
+/// What a step reached.
+pub(super) struct Reached {
+    pub(super) attention_flops: f64,
+    pub(super) kv_bytes_s: f64,
+    /// K, V and weights over the time of the whole step.
+    pub(super) step_bytes_s: f64,
 }
 
 impl Meter {
@@ -31,21 +48,43 @@ impl Meter {
             return Ok(Self::Cuda { plan: plan.clone(), cache: cache.map(Path::to_owned), before });
         }
         let pool = cpu::pool(threads)?;
-        let field = pool.install(cpu::field)?;
-        let before = pool.install(|| cpu::Ceilings::measure(&field));
-        Ok(Self::Cpu { pool, field, before, machine: plan.request.machine.clone() })
+        // As much as the last step reads: caches shorten both the same.
+        let cost = plan.step_cost(&Step { past: plan.knobs().context - 1, rows: 1, logit_rows: 1 });
+        let field = pool.install(|| cpu::field((cost.device_bytes + cost.host_bytes) as u64))?;
+        let ceilings = vec![pool.install(|| cpu::Ceilings::measure(&field))];
+        let machine = plan.request.machine.clone();
+        Ok(Self::Cpu(Turns { pool, field, ceilings, reached: Vec::new(), machine }))
     }
 
-    /// Measures after the run: on the CPU the higher of both counts, as other work can only lower it; on a GPU their
-    /// mean, as its clock falls while it works.
+    /// Measures after a step, where that can be.
+    pub(super) fn after(&mut self, step: Reached) {
+        if let Self::Cpu(turns) = self {
+            turns.reached.push(step);
+            let field = &turns.field;
+            turns.ceilings.push(turns.pool.install(|| cpu::Ceilings::measure(field)));
+        }
+    }
+
+    /// Forgets the steps so far: ceilings and their ratios are of what follows.
+    pub(super) fn begin(&mut self) {
+        if let Self::Cpu(turns) = self {
+            turns.reached.clear();
+            turns.ceilings.drain(..turns.ceilings.len() - 1);
+        }
+    }
+
+    /// Measures after the run. On a GPU the mean of before and after counts, as its clock falls while it works.
     ///
     /// # Errors
     /// As [`Meter::start`].
     pub(super) fn finish(self) -> Result<Ceilings> {
         Ok(match self {
-            Self::Cpu { pool, field, before, machine } => {
-                Ceilings::Cpu(before.or(pool.install(|| cpu::Ceilings::measure(&field))), machine)
-            }
+            Self::Cpu(turns) => Ceilings::Cpu {
+                attention: turns.of(|r| r.attention_flops, |c| c.fma_flops),
+                kv: turns.of(|r| r.kv_bytes_s, |c| c.read_bytes_s),
+                step: turns.of(|r| r.step_bytes_s, |c| c.read_bytes_s),
+                machine: turns.machine,
+            },
             Self::Cuda { plan, cache, before } => {
                 Ceilings::Cuda(before.mean(&cuda::rates(&plan, cache.as_deref())?))
             }
@@ -53,10 +92,20 @@ impl Meter {
     }
 }
 
+impl Turns {
+    /// A rate of every step beside a ceiling.
+    fn of(&self, rate: fn(&Reached) -> f64, ceiling: fn(&cpu::Ceilings) -> f64) -> InTurns {
+        let ceilings: Vec<f64> = self.ceilings.iter().map(ceiling).collect();
+        InTurns::of(&ceilings, &self.reached.iter().map(rate).collect::<Vec<f64>>())
+    }
+}
+
 /// What was measured.
 pub(super) enum Ceilings {
-    /// Ceilings of kernels; floors are by the planner's rates.
-    Cpu(cpu::Ceilings, Machine),
+    /// Attention beside the multiply-add peak, K and V read beside the read bandwidth, all that a step reads beside it;
+    /// floors are by the planner's rates.
+    Cpu { attention: InTurns, kv: InTurns, step: InTurns, machine: Machine },
+    /// What device, link and kernels reach alone.
     Cuda(Rates),
 }
 
@@ -64,22 +113,22 @@ impl Ceilings {
     /// Whose rates the floors use.
     pub(super) fn source(&self) -> String {
         match self {
-            Self::Cpu(_, machine) => machine.source.clone(),
+            Self::Cpu { machine, .. } => machine.source.clone(),
             Self::Cuda(rates) => format!("measured in this run, {}", rates.device),
         }
     }
 
-    /// Attention's own, FLOP/s: on the CPU the multiply-add peak, on a GPU what its kernel reaches alone.
-    pub(super) fn attention_flops(&self) -> f64 {
+    /// Attention at `flops` as a share of the multiply-add peak on the CPU, of what the kernel reaches alone on a GPU.
+    pub(super) fn attention_share(&self, flops: f64) -> f64 {
         match self {
-            Self::Cpu(ceilings, _) => ceilings.fma_flops,
-            Self::Cuda(rates) => rates.attention_flops,
+            Self::Cpu { attention, .. } => attention.ratio,
+            Self::Cuda(rates) => flops / rates.attention_flops,
         }
     }
 
     fn speeds(&self) -> Speeds {
         match self {
-            Self::Cpu(_, m) => Speeds {
+            Self::Cpu { machine: m, .. } => Speeds {
                 attention: m.attention_flops,
                 own_attention: m.attention_flops,
                 gemm: m.gemm_flops,

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use headinfer_core::plan::DeviceKind;
 use headinfer_core::plan::report::seconds;
 
 use super::ceilings::Floor;
@@ -12,7 +13,7 @@ use crate::args::{DecodeArgs, Environment};
 use crate::error::Failure;
 use crate::{interrupt, output};
 
-/// Tokens whose commands are timed too, after those that are counted.
+/// Tokens whose commands are timed on a GPU, after those that are counted.
 const OBSERVED: usize = 4;
 
 /// Measures and prints; the time is the median over the tokens.
@@ -26,7 +27,7 @@ pub(crate) fn run(args: &DecodeArgs, environment: &Environment) -> Result<()> {
         return Err(Failure::usage(message).hint("give a larger --context or a smaller -n").into());
     }
     let (past, seed) = (context - tokens, args.measure.seed);
-    let (mut bench, meter) = Bench::metered(&args.measure, environment)?;
+    let mut bench = Bench::metered(&args.measure, environment)?;
     let ids = random_ids(context, bench.session.plan().spec.vocab, seed);
     let begun = Instant::now();
     match args.synthetic {
@@ -34,13 +35,21 @@ pub(crate) fn run(args: &DecodeArgs, environment: &Environment) -> Result<()> {
         false => drop(bench.prefill(&ids[..past])?),
     }
     let past_s = Some(begun.elapsed().as_secs_f64());
-    let (times, hash) = counted(&mut bench, &ids[past..])?;
-    bench.session.rewind(past);
-    let observed = observed(&mut bench, &ids[past..][..tokens.min(OBSERVED)])?;
-    let end = bench.finish(meter)?;
+    bench.begin();
+    let (times, observed) = match bench.session.plan().knobs().device {
+        // Commands are timed at no cost, and ceilings measured between the tokens.
+        DeviceKind::Cpu => observed(&mut bench, &ids[past..])?,
+        DeviceKind::Cuda => {
+            let (times, hash) = counted(&mut bench, &ids[past..])?;
+            bench.session.rewind(past);
+            let (_, observed) = observed(&mut bench, &ids[past..][..tokens.min(OBSERVED)])?;
+            (times, Measured { logits_hash: hash, ..observed })
+        }
+    };
+    let end = bench.finish()?;
     let middle = &observed.steps[observed.steps.len() / 2];
     let floor = Floor::of(&end.0, std::slice::from_ref(middle), &end.2);
-    let report = Report { past_s, ..Report::new(end, &Measured { logits_hash: hash, ..observed }, floor) };
+    let report = Report { past_s, ..Report::new(end, &observed, floor) };
     let report = report.timed(1, median(&times), spread(&times));
     if args.measure.json {
         return output::print_json(&report);
@@ -68,16 +77,22 @@ fn counted(bench: &mut Bench, ids: &[u32]) -> Result<(Vec<f64>, String)> {
     Ok((times, hash))
 }
 
-/// What the lanes do for one token: the mean of some.
-fn observed(bench: &mut Bench, ids: &[u32]) -> Result<Measured> {
-    let mut sum = Measured::default();
+/// Times of the tokens, and what the lanes do for one: the mean.
+fn observed(bench: &mut Bench, ids: &[u32]) -> Result<(Vec<f64>, Measured)> {
+    let _cooperative = interrupt::cooperative();
+    let (mut sum, mut times) = (Measured::default(), Vec::with_capacity(ids.len()));
     for id in ids {
-        sum.add(bench.step(&[*id], 1)?);
+        let step = bench.step(&[*id], 1)?;
+        times.push(step.seconds);
+        sum.add(step);
+        if interrupt::requested() {
+            return Err(interrupt::interrupted(&format!("after {} tokens", times.len())).into());
+        }
     }
     let count = ids.len();
     let one = |of: f64| of / count as f64;
     let lane = |of: Copied| Copied { bytes: of.bytes / count as u64, seconds: one(of.seconds) };
-    Ok(Measured {
+    let mean = Measured {
         tokens: 1,
         seconds: one(sum.seconds),
         attention_s: one(sum.attention_s),
@@ -90,7 +105,8 @@ fn observed(bench: &mut Bench, ids: &[u32]) -> Result<Measured> {
         copy_s: one(sum.copy_s),
         copy_hidden_s: one(sum.copy_hidden_s),
         ..sum
-    })
+    };
+    Ok((times, mean))
 }
 
 fn median(times: &[f64]) -> f64 {

@@ -22,7 +22,7 @@ pub(crate) fn run(args: &PrefillArgs, environment: &Environment) -> Result<()> {
         let message = format!("--at {at} leaves nothing to take in of --context {context}");
         return Err(Failure::usage(message).hint("give --at below --context").into());
     }
-    let (mut bench, meter) = Bench::metered(&args.measure, environment)?;
+    let mut bench = Bench::metered(&args.measure, environment)?;
     let begun = Instant::now();
     if at > 0 {
         bench.session.assume_past(at, args.measure.seed)?;
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &PrefillArgs, environment: &Environment) -> Result<()> {
     let ids = random_ids(context - at, bench.session.plan().spec.vocab, args.measure.seed);
     bench.warm(&ids)?;
     let measured = bench.prefill(&ids)?;
-    let end = bench.finish(meter)?;
+    let end = bench.finish()?;
     let floor = Floor::of(&end.0, &measured.steps, &end.2);
     let report = Report { past_s, ..Report::new(end, &measured, floor) };
     if args.measure.json {

@@ -70,11 +70,17 @@ pub(super) struct Spread {
 #[serde(untagged)]
 pub(super) enum Peaks {
     Cpu {
-        /// f32 multiply-add peak of all threads.
+        /// f32 multiply-add peak of all threads: the median of what was measured before, between and after the steps.
         fma_peak_tflops: f64,
-        /// Memory read by all threads.
+        /// Least and largest of the steps.
+        attention_of_peak_spread: (f64, f64),
+        /// Memory read by all threads, measured as the peak above.
         read_peak_gb_s: f64,
+        /// K and V that attention read, median of the steps, least and largest.
         read_of_peak: f64,
+        read_of_peak_spread: (f64, f64),
+        /// K, V and weights over the time of the whole step.
+        step_read_of_peak: f64,
     },
     Cuda {
         ceilings: cuda::Shown,
@@ -106,10 +112,13 @@ impl Report {
         let (m, k) = (observed, plan.knobs());
         let (flops, read) = (rate(m.attention_flop, m.attention_s), rate(m.host_bytes, m.host_s));
         let peaks = match &ceilings {
-            Ceilings::Cpu(peak, _) => Peaks::Cpu {
-                fma_peak_tflops: peak.fma_flops / 1e12,
-                read_peak_gb_s: peak.read_bytes_s / 1e9,
-                read_of_peak: rate(read, peak.read_bytes_s),
+            Ceilings::Cpu { attention, kv, step, .. } => Peaks::Cpu {
+                fma_peak_tflops: attention.ceiling / 1e12,
+                attention_of_peak_spread: attention.spread,
+                read_peak_gb_s: kv.ceiling / 1e9,
+                read_of_peak: kv.ratio,
+                read_of_peak_spread: kv.spread,
+                step_read_of_peak: step.ratio,
             },
             Ceilings::Cuda(rates) => Peaks::Cuda {
                 ceilings: cuda::Shown::from(rates),
@@ -129,7 +138,7 @@ impl Report {
             floor,
             machine: ceilings.source(),
             attention_tflops: flops / 1e12,
-            attention_of_peak: rate(flops, ceilings.attention_flops()),
+            attention_of_peak: ceilings.attention_share(flops),
             peaks,
             kv_read_gb_s: rate(m.kv_bytes, m.attention_s) / 1e9,
             host_gb_s: read / 1e9,
@@ -177,9 +186,13 @@ impl Report {
         }
         lines.push(("floor", self.floor_text()));
         lines.push(("attention", self.attention_text()));
-        if let Peaks::Cpu { read_peak_gb_s, read_of_peak, .. } = &self.peaks {
-            let (read, share) = (self.host_gb_s, percent(*read_of_peak));
-            let text = format!("{read:.2} GB/s, {share:.0} % of the read bandwidth of {read_peak_gb_s:.1}");
+        if let Peaks::Cpu { read_peak_gb_s, read_of_peak, step_read_of_peak, .. } = &self.peaks {
+            let (share, of_step) = (percent(*read_of_peak), percent(*step_read_of_peak));
+            let text = format!(
+                "{:.2} GB/s, {share:.0} % of the read bandwidth of {read_peak_gb_s:.1}; with weights, over the step, \
+                 {of_step:.0} %",
+                self.host_gb_s
+            );
             lines.push(("KV read", text));
         } else {
             lines.push(("KV read", format!("{:.1} GB/s on the device", self.kv_read_gb_s)));

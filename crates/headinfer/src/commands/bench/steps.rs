@@ -8,15 +8,16 @@ use headinfer_core::backend::{Stats, Timed};
 use headinfer_core::engine::{Progress, Session};
 use headinfer_core::plan::{DeviceKind, Lane, Op, Plan, Step};
 
-use super::ceilings::{Ceilings, Meter};
+use super::ceilings::{Ceilings, Meter, Reached};
 use crate::args::{Environment, MeasureArgs};
 use crate::model_source::{Model, ModelSource};
 use crate::progress::Prefill;
 use crate::{device, interrupt, open, summary};
 
-/// A model opened for measurement.
+/// A model opened for measurement, and what measures the machine beside it.
 pub(super) struct Bench {
     pub(super) session: Session,
+    meter: Option<Meter>,
 }
 
 impl Bench {
@@ -26,37 +27,47 @@ impl Bench {
     /// When the model cannot be loaded, nothing fits, or the system refuses memory.
     pub(super) fn open(args: &MeasureArgs, environment: &Environment) -> Result<Self> {
         let (model, plan) = prepare(args, environment)?;
-        Self::of_plan(&model, plan, args, environment)
+        Self::of_plan(&model, plan, None, args, environment)
     }
 
     /// As [`Bench::open`], with the machine's ceilings measured before.
     ///
     /// # Errors
     /// As [`Bench::open`], and when the ceilings cannot be measured.
-    pub(super) fn metered(args: &MeasureArgs, environment: &Environment) -> Result<(Self, Meter)> {
+    pub(super) fn metered(args: &MeasureArgs, environment: &Environment) -> Result<Self> {
         let (model, plan) = prepare(args, environment)?;
         let meter = Meter::start(&plan, args.engine.threads, environment.cache.as_deref())?;
-        Ok((Self::of_plan(&model, plan, args, environment)?, meter))
+        Self::of_plan(&model, plan, Some(meter), args, environment)
     }
 
     fn of_plan(
         model: &Model,
         plan: Arc<Plan>,
+        meter: Option<Meter>,
         args: &MeasureArgs,
         environment: &Environment,
     ) -> Result<Self> {
         let mut session = open::session(model, plan, &args.engine, environment.cache.as_deref())?;
         session.backend_mut().record_timeline(true);
-        Ok(Self { session })
+        Ok(Self { session, meter })
+    }
+
+    /// Forgets the ceilings of the steps so far.
+    pub(super) fn begin(&mut self) {
+        self.meter.iter_mut().for_each(Meter::begin);
     }
 
     /// Frees everything and measures the ceilings once more. The statistics are the backend's at its end.
     ///
     /// # Errors
     /// When the ceilings cannot be measured.
-    pub(super) fn finish(self, meter: Meter) -> Result<(Arc<Plan>, Stats, Ceilings)> {
+    ///
+    /// # Panics
+    /// When it is not metered.
+    pub(super) fn finish(self) -> Result<(Arc<Plan>, Stats, Ceilings)> {
         let (plan, stats) = (self.session.plan().clone(), self.session.backend().stats());
         drop(self.session);
+        let meter = self.meter.expect("what is reported is metered");
         Ok((plan, stats, meter.finish()?))
     }
 
@@ -129,8 +140,20 @@ impl Bench {
         let mut measured = Measured::default();
         measured.attention(&plan, &step, self.session.backend().timeline());
         measured.copies(&before, &self.session.backend().stats());
+        if let Some(meter) = &mut self.meter {
+            let cost = plan.step_cost(&step);
+            meter.after(Reached {
+                attention_flops: rate(measured.attention_flop, measured.attention_s),
+                kv_bytes_s: rate(measured.kv_bytes, measured.attention_s),
+                step_bytes_s: rate(cost.device_bytes + cost.host_bytes, seconds),
+            });
+        }
         Ok(Measured { steps: vec![step], tokens: ids.len(), seconds, logits_hash: hash, ..measured })
     }
+}
+
+fn rate(amount: f64, seconds: f64) -> f64 {
+    if seconds > 0.0 { amount / seconds } else { 0.0 }
 }
 
 fn prepare(args: &MeasureArgs, environment: &Environment) -> Result<(Model, Arc<Plan>)> {

@@ -72,7 +72,7 @@ impl Has {
             cgroup_left_bytes: left,
             cache_free_bytes: cache.and_then(free_on_disk),
             cache: cache.map(Path::to_owned),
-            lock_limit_bytes: rustix::process::getrlimit(rustix::process::Resource::Memlock).current,
+            lock_limit_bytes: machine::locked_max(),
             cuda_missing: device::cuda_missing(),
             cuda: device::card().map(Gpu::new),
         }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::args::{DoctorArgs, Environment};
 use crate::machine::Kept;
-use crate::measure::cpu::{self, Attention, Ceilings};
+use crate::measure::cpu::{self, Attention};
 use crate::measure::cuda;
 use crate::{date, device, output};
 use has::Has;
@@ -82,7 +82,9 @@ impl Report {
 #[derive(Clone, Serialize)]
 struct Measured {
     threads: usize,
-    /// f32 multiply-adds as two operations each, all threads.
+    /// Memory that was read.
+    field_bytes: u64,
+    /// f32 multiply-adds as two operations each, all threads: the highest median beside attention, as of `read_gb_s`.
     fma_gflops: f64,
     read_gb_s: f64,
     read_one_thread_gb_s: f64,
@@ -105,18 +107,19 @@ impl Measured {
         let pool = cpu::pool(threads)?;
         let alone = cpu::pool(Some(1))?;
         let isa = Isa::detect();
-        let mut field = pool.install(cpu::field)?;
-        let (attention, ceilings) = cpu::attention(&pool, &field, &SHAPES);
+        let mut field = pool.install(|| cpu::field(u64::MAX))?;
+        let attention = SHAPES.map(|shape| pool.install(|| Attention::measure(&field, shape)));
         let gemm = pool.install(|| field.gemm_flops(isa, 512, 4096, 4096));
-        let ceilings = ceilings.or(pool.install(|| Ceilings::measure(&field)));
+        let highest = |of: fn(&Attention) -> f64| attention.iter().map(of).fold(0.0, f64::max);
         Ok(Self {
             threads: pool.current_num_threads(),
-            fma_gflops: ceilings.fma_flops / 1e9,
-            read_gb_s: ceilings.read_bytes_s / 1e9,
+            field_bytes: field.bytes(),
+            fma_gflops: highest(|a| a.prefill_peak_gflops),
+            read_gb_s: highest(|a| a.decode_read_gb_s),
             read_one_thread_gb_s: alone.install(|| field.read_bytes_s(isa)) / 1e9,
             copy_gb_s: field.copy_bytes_s() / 1e9,
             gemm_gflops: gemm / 1e9,
-            attention,
+            attention: attention.to_vec(),
         })
     }
 
@@ -155,19 +158,23 @@ impl Report {
 
 impl Measured {
     fn text(&self) -> String {
-        let mut text = format!("measured with {} threads\n", self.threads);
+        let mut text = format!("measured with {} threads over {}\n", self.threads, Bytes(self.field_bytes));
         text += &format!("  multiply-add, f32       {:>8.1} GFLOP/s\n", self.fma_gflops);
         text += &format!("  matrix product          {:>8.1} GFLOP/s\n", self.gemm_gflops);
         text += &format!("  memory read             {:>8.1} GB/s\n", self.read_gb_s);
         text += &format!("  memory read, one thread {:>8.1} GB/s\n", self.read_one_thread_gb_s);
         text += &format!("  memory copy, one thread {:>8.1} GB/s\n", self.copy_gb_s);
-        text += "  attention    prefill          of FMA   decode      of read\n";
+        text += "  attention    prefill          of FMA           decode      of read, median (range)\n";
         for a in &self.attention {
             let shape = format!("{} x {}", a.head_dim, a.group);
-            let (prefill, peak) = (a.prefill_gflops, 100.0 * a.prefill_of_peak);
-            let (decode, read) = (a.decode_gb_s, 100.0 * a.decode_of_read);
+            let ratio = |median: f64, (low, high): (f64, f64)| {
+                format!("{:>3.0} % ({:.0}-{:.0})", 100.0 * median, 100.0 * low, 100.0 * high)
+            };
+            let of_peak = ratio(a.prefill_of_peak, a.prefill_of_peak_spread);
+            let of_read = ratio(a.decode_of_read, a.decode_of_read_spread);
+            let (prefill, decode) = (a.prefill_gflops, a.decode_gb_s);
             text += &format!(
-                "    {shape:<8} {prefill:>8.1} GFLOP/s  {peak:>3.0} %  {decode:>6.1} GB/s  {read:>3.0} %\n"
+                "    {shape:<8} {prefill:>8.1} GFLOP/s  {of_peak:<15}  {decode:>6.1} GB/s  {of_read}\n"
             );
         }
         text
