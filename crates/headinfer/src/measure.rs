@@ -3,7 +3,7 @@
 use anyhow::Result;
 use headinfer_core::cpu::kernels::{Isa, ceiling};
 use headinfer_core::cpu::measure::Field;
-use headinfer_core::units::{Bytes, MIB};
+use headinfer_core::units::{Bytes, GIB, MIB};
 use rayon::ThreadPool;
 
 use crate::error::{Exit, Failure};
@@ -21,12 +21,13 @@ pub(crate) fn pool(threads: Option<u16>) -> Result<ThreadPool> {
     Ok(pool.map_err(|e| Failure::new(Exit::Failed, "cannot start threads to measure with").because(e))?)
 }
 
-/// Memory to measure on, far larger than caches where the machine has it, filled by the current pool.
+/// Memory to measure on, filled by the current pool: `wanted` bytes, but no more than a sixteenth of what is available,
+/// nor than 4 GiB, of which the largest cache of today holds a tenth.
 ///
 /// # Errors
 /// When the system refuses the memory.
-pub(crate) fn field() -> Result<Field> {
-    let bytes = (machine::available_memory() / 8).clamp(64 * MIB, 512 * MIB);
+pub(crate) fn field(wanted: u64) -> Result<Field> {
+    let bytes = wanted.min(machine::available_memory() / 16).clamp(64 * MIB, 4 * GIB);
     let refused =
         |e| Failure::new(Exit::Failed, format!("cannot map {} to measure on", Bytes(bytes))).because(e);
     Ok(Field::new(bytes as usize).map_err(refused)?)
@@ -42,17 +43,9 @@ pub(crate) struct Ceilings {
 }
 
 impl Ceilings {
-    /// Measures in the current pool.
+    /// Measures in the current pool, once.
     pub(crate) fn measure(field: &Field) -> Self {
         let isa = Isa::detect();
         Self { fma_flops: ceiling::fma_flops(isa), read_bytes_s: field.read_bytes_s(isa) }
-    }
-
-    /// The higher of each: other work on the machine can only lower them.
-    pub(crate) fn or(self, other: Self) -> Self {
-        Self {
-            fma_flops: self.fma_flops.max(other.fma_flops),
-            read_bytes_s: self.read_bytes_s.max(other.read_bytes_s),
-        }
     }
 }

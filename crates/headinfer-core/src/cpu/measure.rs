@@ -12,7 +12,7 @@ use super::kernels::{
 };
 use crate::dtype::DType;
 use crate::model::synthetic::{Half, SyntheticKv};
-use crate::plan::{SPLIT, SPLITS_IN_FLIGHT};
+use crate::plan::{DECODE_ROWS, SPLIT, SPLITS_IN_FLIGHT};
 
 /// Heads, as far as a kernel's speed depends on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,68 @@ pub struct HeadShape {
     pub head_dim: usize,
     /// Query heads per KV head.
     pub group: usize,
+}
+
+/// Query tokens and keys of a measured prefill, and how many KV heads take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefillLoad {
+    /// KV heads.
+    pub heads: usize,
+    /// Query tokens: a chunk's.
+    pub tokens: usize,
+    /// Keys before them.
+    pub keys: usize,
+}
+
+/// A rate beside its ceiling, measured in turns: what else runs on the machine meets both.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct InTurns {
+    /// Median rate of what was measured.
+    pub rate: f64,
+    /// Median of the ceiling.
+    pub ceiling: f64,
+    /// Median over the rounds of rate / ceiling.
+    pub ratio: f64,
+    /// Least and largest of these.
+    pub spread: (f64, f64),
+}
+
+impl InTurns {
+    /// Of what was measured between ceilings: ceiling, rate, ceiling, rate, ..., ceiling. Each rate is held against
+    /// the mean of its two neighbours. Nothing measured gives zeros.
+    ///
+    /// # Panics
+    /// When there is not one ceiling more than rates.
+    pub fn of(ceilings: &[f64], rates: &[f64]) -> Self {
+        assert_eq!(ceilings.len(), rates.len() + 1, "a ceiling on either side of each rate");
+        let neighbours = ceilings.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0);
+        let ratios: Vec<f64> = rates.iter().zip(neighbours).map(|(rate, ceiling)| rate / ceiling).collect();
+        let end = |pick: fn(f64, f64) -> f64| ratios.iter().copied().reduce(pick).unwrap_or(0.0);
+        Self {
+            rate: median(rates),
+            ceiling: median(ceilings),
+            ratio: median(&ratios),
+            spread: (end(f64::min), end(f64::max)),
+        }
+    }
+
+    /// Measures `rounds` times.
+    fn measure(rounds: usize, ceiling: &mut dyn FnMut() -> f64, run: &mut dyn FnMut() -> f64) -> Self {
+        let mut ceilings = vec![ceiling()];
+        let mut rates = Vec::with_capacity(rounds);
+        for _ in 0..rounds {
+            rates.push(run());
+            ceilings.push(ceiling());
+        }
+        Self::of(&ceilings, &rates)
+    }
+}
+
+/// The middle value, of two the larger; 0 for none.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// Values of the random piece that fills a field.
@@ -48,7 +110,12 @@ impl Field {
         Ok(Self { map })
     }
 
-    /// Bytes per second that all threads of the current pool read.
+    /// Bytes mapped.
+    pub fn bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// Bytes per second that all threads of the current pool read, in one walk over the field.
     pub fn read_bytes_s(&self, isa: Isa) -> f64 {
         ceiling::read_bytes_s(isa, bytemuck::cast_slice(&self.map))
     }
@@ -58,15 +125,16 @@ impl Field {
         ceiling::copy_bytes_s(bytemuck::cast_slice_mut(&mut self.map))
     }
 
-    /// Bytes of K and V per second that decode attention reads: one query token, `heads` KV heads which share
-    /// the field.
-    pub fn decode_bytes_s(&self, isa: Isa, shape: HeadShape, heads: usize) -> f64 {
+    /// Bytes of K and V per second that decode attention reads, one query token of `heads` KV heads which share the
+    /// field, beside those that a plain walk over the field reads.
+    pub fn decode_in_turns(&self, isa: Isa, shape: HeadShape, heads: usize, rounds: usize) -> InTurns {
         let HeadShape { head_dim: d, group } = shape;
         let halves: &[u16] = bytemuck::cast_slice(&self.map);
         let keys = halves.len() / (2 * heads * d);
         let q = queries(heads * group * d);
         let mut state = State::new(heads * group, d);
-        let mut scratch = vec![0.0; heads * group * (d + 2) * SPLITS_IN_FLIGHT];
+        // As much as a plan has, which allows for a step of that many rows.
+        let mut scratch = vec![0.0; heads * group * (d + 2) * SPLITS_IN_FLIGHT * DECODE_ROWS];
         let geo = geometry(shape, keys as u64);
         let mut run = || {
             let tasks = halves.chunks(2 * keys * d).zip(q.chunks(group * d)).zip(state.heads(group, d));
@@ -80,30 +148,34 @@ impl Field {
             attend_decode(isa, &geo, SPLIT, &mut tasks, &mut scratch);
             (heads * keys * d * 4) as f64 / begun.elapsed().as_secs_f64()
         };
-        best_of(5, &mut run)
+        InTurns::measure(rounds, &mut || self.read_bytes_s(isa), &mut run)
     }
 
-    /// FLOP per second of prefill attention: `rows` query tokens of one KV head over `keys` past tokens.
+    /// FLOP per second of prefill attention beside those of multiply-adds alone.
     ///
     /// # Panics
-    /// When the field is smaller than those keys and values.
-    pub fn prefill_flops(&self, isa: Isa, shape: HeadShape, rows: usize, keys: usize) -> f64 {
+    /// When the field is smaller than the keys and values of `load`.
+    pub fn prefill_in_turns(&self, isa: Isa, shape: HeadShape, load: PrefillLoad, rounds: usize) -> InTurns {
         let HeadShape { head_dim: d, group } = shape;
+        let PrefillLoad { heads, tokens, keys } = load;
         let halves: &[u16] = bytemuck::cast_slice(&self.map);
-        let (k, v) = (&halves[..keys * d], &halves[keys * d..2 * keys * d]);
-        let q = queries(rows * group * d);
-        let mut state = State::new(rows * group, d);
+        let (rows, size) = (tokens * group, keys * d);
+        let q = queries(heads * rows * d);
+        let mut state = State::new(heads * rows, d);
         let geo = geometry(shape, keys as u64);
         let mut run = || {
-            let mut tasks: Vec<_> = state
-                .heads(rows * group, d)
-                .map(|state| HeadTask { q: &q, kv: KvRows { k, v, start: 0 }, state })
+            let states = state.heads(rows, d).zip(q.chunks(rows * d)).enumerate();
+            let mut tasks: Vec<_> = states
+                .map(|(head, (state, q))| {
+                    let kv = &halves[2 * head * size..][..2 * size];
+                    HeadTask { q, kv: KvRows { k: &kv[..size], v: &kv[size..], start: 0 }, state }
+                })
                 .collect();
             let begun = Instant::now();
             attend_prefill(isa, &geo, &mut tasks);
-            (4 * rows * group * d * keys) as f64 / begun.elapsed().as_secs_f64()
+            (4 * heads * rows * d * keys) as f64 / begun.elapsed().as_secs_f64()
         };
-        best_of(5, &mut run)
+        InTurns::measure(rounds, &mut || ceiling::fma_flops(isa), &mut run)
     }
 
     /// FLOP per second of a projection of `rows` rows by a bf16 weight `[outputs, depth]`.
@@ -115,17 +187,13 @@ impl Field {
         let weight = WeightMatrix { dtype: DType::Bf16, rows: outputs, cols: depth, bytes };
         let x = queries(rows * depth);
         let mut out = vec![0.0; rows * outputs];
-        let mut run = || {
+        let run = |out: &mut [f32]| {
             let begun = Instant::now();
-            linear(isa, &x, rows, weight, None, &mut out, outputs, false);
+            linear(isa, &x, rows, weight, None, out, outputs, false);
             (2 * rows * outputs * depth) as f64 / begun.elapsed().as_secs_f64()
         };
-        best_of(5, &mut run)
+        (0..5).map(|_| run(&mut out)).fold(0.0, f64::max)
     }
-}
-
-fn best_of(times: usize, run: &mut dyn FnMut() -> f64) -> f64 {
-    (0..times).map(|_| run()).fold(0.0, f64::max)
 }
 
 fn geometry(shape: HeadShape, q_start: u64) -> Geometry {
@@ -155,5 +223,18 @@ impl State {
         state_init(&mut StateMut { max: &mut self.max, sum: &mut self.sum, acc: &mut self.acc });
         let parts = self.max.chunks_mut(rows).zip(self.sum.chunks_mut(rows));
         parts.zip(self.acc.chunks_mut(rows * d)).map(|((max, sum), acc)| StateMut { max, sum, acc })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_rate_is_held_against_the_ceilings_beside_it() {
+        // Half of its ceiling throughout, while the machine slows down to a fifth.
+        let slowing = InTurns::of(&[12.0, 8.0, 4.0, 2.0], &[5.0, 3.0, 1.5]);
+        assert_eq!(slowing, InTurns { rate: 3.0, ceiling: 8.0, ratio: 0.5, spread: (0.5, 0.5) });
+        assert_eq!(InTurns::of(&[4.0], &[]), InTurns { ceiling: 4.0, ..InTurns::default() });
     }
 }

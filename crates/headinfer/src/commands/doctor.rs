@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use headinfer_core::cpu::kernels::Isa;
-use headinfer_core::cpu::measure::HeadShape;
+use headinfer_core::cpu::measure::{Field, HeadShape, PrefillLoad};
 use headinfer_core::plan::Machine;
 use headinfer_core::units::{Bytes, KIB};
 use serde::Serialize;
 
 use crate::args::{DoctorArgs, Environment};
 use crate::machine::{self, Kept};
-use crate::measure::{self, Ceilings};
+use crate::measure;
 use crate::{device, output};
 
 /// Looks, measures, keeps and prints.
@@ -124,7 +124,9 @@ fn free_on_disk(path: &Path) -> Option<u64> {
 #[derive(Clone, Serialize)]
 struct Measured {
     threads: usize,
-    /// f32 multiply-adds as two operations each, all threads.
+    /// Memory that was read.
+    field_bytes: u64,
+    /// f32 multiply-adds as two operations each, all threads: the highest median beside attention, as of `read_gb_s`.
     fma_gflops: f64,
     read_gb_s: f64,
     read_one_thread_gb_s: f64,
@@ -135,15 +137,41 @@ struct Measured {
     attention: Vec<Attention>,
 }
 
-/// Attention kernels at one shape of heads.
+/// Attention kernels at one shape of heads, each measured in turns with its ceiling: medians.
 #[derive(Clone, Serialize)]
 struct Attention {
     head_dim: usize,
     group: usize,
     prefill_gflops: f64,
+    /// f32 multiply-adds in the turns between.
+    prefill_peak_gflops: f64,
     prefill_of_peak: f64,
+    /// Least and largest ratio of a turn.
+    prefill_of_peak_spread: (f64, f64),
     decode_gb_s: f64,
+    /// Memory read in the turns between, the same memory.
+    decode_read_gb_s: f64,
     decode_of_read: f64,
+    decode_of_read_spread: (f64, f64),
+}
+
+impl Attention {
+    fn measure(field: &Field, isa: Isa, shape: HeadShape) -> Self {
+        let prefill = field.prefill_in_turns(isa, shape, PREFILL, ROUNDS);
+        let decode = field.decode_in_turns(isa, shape, KV_HEADS, ROUNDS);
+        Self {
+            head_dim: shape.head_dim,
+            group: shape.group,
+            prefill_gflops: prefill.rate / 1e9,
+            prefill_peak_gflops: prefill.ceiling / 1e9,
+            prefill_of_peak: prefill.ratio,
+            prefill_of_peak_spread: prefill.spread,
+            decode_gb_s: decode.rate / 1e9,
+            decode_read_gb_s: decode.ceiling / 1e9,
+            decode_of_read: decode.ratio,
+            decode_of_read_spread: decode.spread,
+        }
+    }
 }
 
 /// Head dimension and query heads per KV head: the last is Llama-3-8B's.
@@ -153,43 +181,30 @@ const SHAPES: [HeadShape; 4] = [
     HeadShape { head_dim: 128, group: 1 },
     HeadShape { head_dim: 128, group: 4 },
 ];
-/// Query rows and keys of the prefill measured.
-const PREFILL: (usize, usize) = (512, 8192);
 const KV_HEADS: usize = 8;
+/// The prefill measured: a chunk of a layer over part of a tile.
+const PREFILL: PrefillLoad = PrefillLoad { heads: KV_HEADS, tokens: 512, keys: 4096 };
+/// Turns of kernel and ceiling.
+const ROUNDS: usize = 5;
 
 impl Measured {
     fn measure(threads: Option<u16>) -> Result<Self> {
         let pool = measure::pool(threads)?;
         let alone = measure::pool(Some(1))?;
         let isa = Isa::detect();
-        let mut field = pool.install(measure::field)?;
-        let before = pool.install(|| Ceilings::measure(&field));
-        let kernels: Vec<(HeadShape, f64, f64)> = SHAPES
-            .into_iter()
-            .map(|shape| {
-                let (rows, keys) = (PREFILL.0 * 4 / shape.group, PREFILL.1);
-                let prefill = pool.install(|| field.prefill_flops(isa, shape, rows, keys));
-                (shape, prefill, pool.install(|| field.decode_bytes_s(isa, shape, KV_HEADS)))
-            })
-            .collect();
+        let mut field = pool.install(|| measure::field(u64::MAX))?;
+        let attention = SHAPES.map(|shape| pool.install(|| Attention::measure(&field, isa, shape)));
         let gemm = pool.install(|| field.gemm_flops(isa, 512, 4096, 4096));
-        let ceilings = before.or(pool.install(|| Ceilings::measure(&field)));
-        let attention = kernels.into_iter().map(|(shape, prefill, decode)| Attention {
-            head_dim: shape.head_dim,
-            group: shape.group,
-            prefill_gflops: prefill / 1e9,
-            prefill_of_peak: prefill / ceilings.fma_flops,
-            decode_gb_s: decode / 1e9,
-            decode_of_read: decode / ceilings.read_bytes_s,
-        });
+        let highest = |of: fn(&Attention) -> f64| attention.iter().map(of).fold(0.0, f64::max);
         Ok(Self {
             threads: pool.current_num_threads(),
-            fma_gflops: ceilings.fma_flops / 1e9,
-            read_gb_s: ceilings.read_bytes_s / 1e9,
+            field_bytes: field.bytes(),
+            fma_gflops: highest(|a| a.prefill_peak_gflops),
+            read_gb_s: highest(|a| a.decode_read_gb_s),
             read_one_thread_gb_s: alone.install(|| field.read_bytes_s(isa)) / 1e9,
             copy_gb_s: field.copy_bytes_s() / 1e9,
             gemm_gflops: gemm / 1e9,
-            attention: attention.collect(),
+            attention: attention.to_vec(),
         })
     }
 
@@ -243,20 +258,22 @@ impl Report {
 
 impl Measured {
     fn text(&self) -> String {
-        let mut text = format!("measured with {} threads\n", self.threads);
+        let mut text = format!("measured with {} threads over {}\n", self.threads, Bytes(self.field_bytes));
         text += &format!("  multiply-add, f32       {:>8.1} GFLOP/s\n", self.fma_gflops);
         text += &format!("  matrix product          {:>8.1} GFLOP/s\n", self.gemm_gflops);
         text += &format!("  memory read             {:>8.1} GB/s\n", self.read_gb_s);
         text += &format!("  memory read, one thread {:>8.1} GB/s\n", self.read_one_thread_gb_s);
         text += &format!("  memory copy, one thread {:>8.1} GB/s\n", self.copy_gb_s);
-        text += "  attention    prefill          of FMA   decode      of read\n";
+        text += "  attention    prefill          of FMA           decode      of read, median (range)\n";
         for a in &self.attention {
             let shape = format!("{} x {}", a.head_dim, a.group);
-            let (prefill, peak) = (a.prefill_gflops, 100.0 * a.prefill_of_peak);
-            let (decode, read) = (a.decode_gb_s, 100.0 * a.decode_of_read);
-            text += &format!(
-                "    {shape:<8} {prefill:>8.1} GFLOP/s  {peak:>3.0} %  {decode:>6.1} GB/s  {read:>3.0} %\n"
-            );
+            let ratio = |median: f64, (low, high): (f64, f64)| {
+                format!("{:>3.0} % ({:.0}-{:.0})", 100.0 * median, 100.0 * low, 100.0 * high)
+            };
+            let of_peak = ratio(a.prefill_of_peak, a.prefill_of_peak_spread);
+            let of_read = ratio(a.decode_of_read, a.decode_of_read_spread);
+            let (prefill, decode) = (a.prefill_gflops, a.decode_gb_s);
+            text += &format!("    {shape:<8} {prefill:>8.1} GFLOP/s  {of_peak:<15}  {decode:>6.1} GB/s  {of_read}\n");
         }
         text
     }

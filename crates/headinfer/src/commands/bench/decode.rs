@@ -25,6 +25,7 @@ pub(crate) fn run(args: &DecodeArgs, environment: &Environment) -> Result<()> {
         true => bench.session.assume_past(past, seed)?,
         false => drop(bench.prefill(&ids[..past])?),
     }
+    bench.begin();
     let _cooperative = interrupt::cooperative();
     let mut steps = Vec::with_capacity(tokens);
     for id in &ids[past..] {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use headinfer_core::backend::{Stats, Timed};
+use headinfer_core::cpu::measure::{Field, InTurns};
 use headinfer_core::engine::{Progress, Session};
 use headinfer_core::plan::{Lane, Op, Plan, Step};
 use headinfer_core::units::Bytes;
@@ -15,12 +16,22 @@ use crate::model_source::ModelSource;
 use crate::progress::Prefill;
 use crate::{device, interrupt, measure, open, summary};
 
-/// A model opened for measurement, and the ceilings of the machine before it ran.
+/// A model opened for measurement, and the ceilings of the machine: measured before the first step and after each, so
+/// that what else the machine does meets both.
 pub(super) struct Bench {
     pub(super) session: Session,
-    ceilings: Ceilings,
-    field: headinfer_core::cpu::measure::Field,
+    ceilings: Vec<Ceilings>,
+    /// Of each step.
+    rates: Vec<Rates>,
+    field: Field,
     pool: rayon::ThreadPool,
+}
+
+/// What a step reached.
+struct Rates {
+    attention_flops: f64,
+    kv_bytes_s: f64,
+    step_bytes_s: f64,
 }
 
 impl Bench {
@@ -37,9 +48,11 @@ impl Bench {
         let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
         session.backend_mut().record_timeline(true);
         let pool = measure::pool(args.engine.threads)?;
-        let field = pool.install(measure::field)?;
-        let ceilings = pool.install(|| Ceilings::measure(&field));
-        Ok(Self { session, ceilings, field, pool })
+        // As large as what the model reads: caches shorten both the same.
+        let (plan, weights) = (session.plan(), model.spec.weight_bytes());
+        let field = pool.install(|| measure::field(plan.device_bytes() + plan.host_bytes() + weights))?;
+        let ceilings = vec![pool.install(|| Ceilings::measure(&field))];
+        Ok(Self { session, ceilings, rates: Vec::new(), field, pool })
     }
 
     /// Takes in `ids` in steps of at most a chunk. Logits are computed for the last row of the last.
@@ -84,15 +97,33 @@ impl Bench {
         let mut measured = Measured::default();
         measured.attention(&plan, &step, self.session.backend().timeline());
         measured.copies(&before, &self.session.backend().stats());
-        measured.floor_s = plan.step_cost(&step).floor_s(&plan.request.machine);
+        let cost = plan.step_cost(&step);
+        measured.floor_s = cost.floor_s(&plan.request.machine);
+        self.rates.push(Rates {
+            attention_flops: rate(measured.attention_flop, measured.attention_s),
+            kv_bytes_s: rate(measured.kv_bytes, measured.attention_s),
+            step_bytes_s: rate(cost.device_bytes + cost.host_bytes, seconds),
+        });
+        let field = &self.field;
+        self.ceilings.push(self.pool.install(|| Ceilings::measure(field)));
         Ok(Measured { tokens: ids.len(), seconds, logits_hash: hash, ..measured })
     }
 
-    /// Ceilings, measured once more: the higher of before and after counts.
-    pub(super) fn ceilings(&self) -> Ceilings {
-        let field = &self.field;
-        self.ceilings.or(self.pool.install(|| Ceilings::measure(field)))
+    /// Forgets the steps so far: ceilings and their ratios are of what follows.
+    pub(super) fn begin(&mut self) {
+        self.rates.clear();
+        self.ceilings.drain(..self.ceilings.len() - 1);
     }
+
+    /// A rate of every step beside a ceiling.
+    fn in_turns(&self, rate: fn(&Rates) -> f64, ceiling: fn(&Ceilings) -> f64) -> InTurns {
+        let ceilings: Vec<f64> = self.ceilings.iter().map(ceiling).collect();
+        InTurns::of(&ceilings, &self.rates.iter().map(rate).collect::<Vec<f64>>())
+    }
+}
+
+fn rate(amount: f64, seconds: f64) -> f64 {
+    if seconds > 0.0 { amount / seconds } else { 0.0 }
 }
 
 /// Steps that take in `rows` tokens after `start`.
@@ -185,14 +216,19 @@ pub(super) struct Report {
     /// Whose rates the floor uses.
     pub(super) machine: String,
     pub(super) attention_tflops: f64,
-    /// f32 multiply-add peak of all threads, measured in this run.
+    /// f32 multiply-add peak of all threads: the median of what was measured before, between and after the steps.
     pub(super) fma_peak_tflops: f64,
+    /// Median over the steps of attention's rate over the mean of the peaks before and after; its least and largest.
     pub(super) attention_of_peak: f64,
+    pub(super) attention_of_peak_spread: (f64, f64),
     /// K and V read by attention while it ran.
     pub(super) host_gb_s: f64,
-    /// Memory read by all threads, measured in this run.
+    /// Memory read by all threads, measured as the peak above.
     pub(super) read_peak_gb_s: f64,
     pub(super) read_of_peak: f64,
+    pub(super) read_of_peak_spread: (f64, f64),
+    /// K, V and weights over the time of the whole step, as a share of the read peak.
+    pub(super) step_read_of_peak: f64,
     /// Share of the time in attention.
     pub(super) attention_fraction: f64,
     /// Copies while they ran; 0 when nothing was copied.
@@ -207,10 +243,10 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new(bench: &Bench, measured: &Measured) -> Self {
-        let (plan, stats, ceilings) =
-            (bench.session.plan(), bench.session.backend().stats(), bench.ceilings());
-        let rate = |amount: f64, s: f64| if s > 0.0 { amount / s } else { 0.0 };
-        let m = measured;
+        let (plan, stats, m) = (bench.session.plan(), bench.session.backend().stats(), measured);
+        let attention = bench.in_turns(|r| r.attention_flops, |c| c.fma_flops);
+        let kv = bench.in_turns(|r| r.kv_bytes_s, |c| c.read_bytes_s);
+        let step = bench.in_turns(|r| r.step_bytes_s, |c| c.read_bytes_s);
         let (flops, read) = (rate(m.attention_flop, m.attention_s), rate(m.kv_bytes, m.attention_s));
         Self {
             model: plan.spec.name.clone(),
@@ -222,11 +258,14 @@ impl Report {
             ratio_to_floor: rate(m.seconds, m.floor_s),
             machine: plan.request.machine.source.clone(),
             attention_tflops: flops / 1e12,
-            fma_peak_tflops: ceilings.fma_flops / 1e12,
-            attention_of_peak: rate(flops, ceilings.fma_flops),
+            fma_peak_tflops: attention.ceiling / 1e12,
+            attention_of_peak: attention.ratio,
+            attention_of_peak_spread: attention.spread,
             host_gb_s: read / 1e9,
-            read_peak_gb_s: ceilings.read_bytes_s / 1e9,
-            read_of_peak: rate(read, ceilings.read_bytes_s),
+            read_peak_gb_s: kv.ceiling / 1e9,
+            read_of_peak: kv.ratio,
+            read_of_peak_spread: kv.spread,
+            step_read_of_peak: step.ratio,
             attention_fraction: rate(m.attention_s, m.seconds),
             link_gb_s: rate(m.copied_bytes as f64 / 1e9, m.copy_s),
             copy_hidden_fraction: if m.copy_s > 0.0 { m.copy_hidden_s / m.copy_s } else { 1.0 },
@@ -248,7 +287,7 @@ impl Report {
         format!(
             "  floor       {:.3} s, ratio {:.2} ({})\n  \
              attention   {:.1} GFLOP/s, {:.0} % of the FMA peak of {:.1}; {:.0} % of the time\n  \
-             KV read     {:.2} GB/s, {:.0} % of the read bandwidth of {:.1}\n  \
+             KV read     {:.2} GB/s, {:.0} % of the read bandwidth of {:.1}; with weights, over the step, {:.0} %\n  \
              copies      {copies}\n  \
              device      {} of {} planned\n  \
              host        {} of {} planned\n  \
@@ -263,6 +302,7 @@ impl Report {
             self.host_gb_s,
             percent(self.read_of_peak),
             self.read_peak_gb_s,
+            percent(self.step_read_of_peak),
             Bytes(self.device_peak_bytes),
             Bytes(self.plan_device_bytes),
             Bytes(self.host_bytes),

@@ -1,4 +1,4 @@
-//! Decode attention against f64, and against itself in other groupings.
+//! Attention against f64, and against itself in other groupings and cuts.
 
 use super::*;
 use crate::model::synthetic::{Half, SyntheticKv};
@@ -41,20 +41,38 @@ fn case(
     }
 }
 
-/// Normalised output of the rows `[first, first + rows)`.
-fn run(isa: Isa, case: &Case, first: usize, rows: usize) -> Vec<f32> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Prefill,
+    Decode,
+}
+
+/// Normalised output of the rows `[first, first + rows)`, the keys cut at `cut`s.
+fn run(phase: Phase, isa: Isa, case: &Case, first: usize, rows: usize, cut: usize) -> Vec<f32> {
     let d = case.geo.head_dim;
     let (mut max, mut sum, mut acc) = (vec![f32::NEG_INFINITY; rows], vec![0.0; rows], vec![0.0; rows * d]);
     let mut scratch = vec![f32::NAN; 3 * rows * (d + 2)];
     // Rows of a group share a position: a part of the rows must start with a token.
     let q_start = case.geo.q_start + (first / case.geo.group) as u64;
-    let mut heads = [HeadTask {
-        q: &case.q[first * d..(first + rows) * d],
-        kv: KvRows { k: &case.k, v: &case.v, start: case.start },
-        state: StateMut { max: &mut max, sum: &mut sum, acc: &mut acc },
-    }];
-    attend_decode(isa, &Geometry { q_start, ..case.geo }, 256, &mut heads, &mut scratch);
-    acc.chunks(d).zip(sum).flat_map(|(acc, sum)| acc.iter().map(move |a| a / sum)).collect()
+    let geo = Geometry { q_start, ..case.geo };
+    let mut start = case.start;
+    for (k, v) in case.k.chunks(cut * d).zip(case.v.chunks(cut * d)) {
+        let mut heads = [HeadTask {
+            q: &case.q[first * d..(first + rows) * d],
+            kv: KvRows { k, v, start },
+            state: StateMut { max: &mut max, sum: &mut sum, acc: &mut acc },
+        }];
+        match phase {
+            Phase::Prefill => attend_prefill(isa, &geo, &mut heads),
+            Phase::Decode => attend_decode(isa, &geo, 256, &mut heads, &mut scratch),
+        }
+        start += (k.len() / d) as u64;
+    }
+    let mut out = vec![0.0; rows * d];
+    for ((acc, sum), out) in acc.chunks(d).zip(sum).zip(out.chunks_mut(d)) {
+        state_finish(sum, acc, out);
+    }
+    out
 }
 
 /// The same in f64.
@@ -79,9 +97,8 @@ fn reference(case: &Case) -> Vec<f64> {
     case.q.chunks(d).enumerate().flat_map(|(r, q)| row(r, q)).collect()
 }
 
-#[test]
-fn all_instruction_sets_agree_with_f64() {
-    let cases = [
+fn cases() -> [Case; 9] {
+    [
         case(16, 1, 1, 70, 0, None),
         case(64, 1, 1, 700, 0, None),
         case(64, 2, 3, 513, 256, None),
@@ -89,11 +106,16 @@ fn all_instruction_sets_agree_with_f64() {
         case(128, 4, 1, 1000, 0, None),
         case(128, 7, 2, 259, 192, Some(100)),
         case(256, 1, 5, 333, 7, Some(40)),
-    ];
-    for case in &cases {
+        case(22, 2, 40, 200, 0, Some(33)),
+        case(64, 3, 110, 300, 128, None),
+    ]
+}
+
+fn all_instruction_sets_agree_with_f64(phase: Phase) {
+    for case in &cases() {
         let expected = reference(case);
         for isa in Isa::available() {
-            let got = run(isa, case, 0, case.q.len() / case.geo.head_dim);
+            let got = run(phase, isa, case, 0, case.q.len() / case.geo.head_dim, usize::MAX / 256);
             let square = |x: f64| x * x;
             let error: f64 = got.iter().zip(&expected).map(|(a, b)| square(f64::from(*a) - b)).sum();
             let norm: f64 = expected.iter().map(|b| square(*b)).sum();
@@ -104,18 +126,64 @@ fn all_instruction_sets_agree_with_f64() {
 }
 
 #[test]
-fn a_rows_bits_do_not_depend_on_its_neighbours() {
+fn prefill_agrees_with_f64_on_all_instruction_sets() {
+    all_instruction_sets_agree_with_f64(Phase::Prefill);
+}
+
+#[test]
+fn decode_agrees_with_f64_on_all_instruction_sets() {
+    all_instruction_sets_agree_with_f64(Phase::Decode);
+}
+
+fn a_rows_bits_do_not_depend_on_its_neighbours(phase: Phase) {
     for (head_dim, group) in [(24, 1), (64, 1), (128, 1), (128, 2)] {
-        let case = case(head_dim, group, 7, 600, 0, None);
+        let tokens = 67;
+        let case = case(head_dim, group, tokens, 600, 0, None);
         for isa in Isa::available() {
-            let together = run(isa, &case, 0, 7 * group);
-            for rows in [1, 2, 3] {
-                let parts = (0..7).step_by(rows).flat_map(|token| {
-                    let rows = rows.min(7 - token);
-                    run(isa, &case, token * group, rows * group)
+            let together = run(phase, isa, &case, 0, tokens * group, 600);
+            for rows in [1, 2, 3, 25] {
+                let parts = (0..tokens).step_by(rows).flat_map(|token| {
+                    let rows = rows.min(tokens - token);
+                    run(phase, isa, &case, token * group, rows * group, 600)
                 });
                 assert!(parts.eq(together.iter().copied()), "{isa:?} {head_dim} {group} {rows}");
             }
         }
+    }
+}
+
+#[test]
+fn prefill_gives_a_row_the_same_bits_in_any_company() {
+    a_rows_bits_do_not_depend_on_its_neighbours(Phase::Prefill);
+}
+
+#[test]
+fn decode_gives_a_row_the_same_bits_in_any_company() {
+    a_rows_bits_do_not_depend_on_its_neighbours(Phase::Decode);
+}
+
+#[test]
+fn cutting_the_keys_into_tiles_changes_no_bit() {
+    for case in &cases() {
+        // Tiles start where blocks do.
+        let Case { start: 0 | 256, .. } = case else { continue };
+        let rows = case.q.len() / case.geo.head_dim;
+        for isa in Isa::available() {
+            for (phase, cut) in [(Phase::Prefill, 64), (Phase::Prefill, 192), (Phase::Decode, 256), (Phase::Decode, 512)] {
+                let whole = run(phase, isa, case, 0, rows, 4096);
+                assert_eq!(run(phase, isa, case, 0, rows, cut), whole, "{phase:?} {isa:?} {:?} {cut}", case.geo);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_sees_nothing_stays_as_it_was() {
+    let mut case = case(64, 2, 30, 128, 0, Some(10));
+    // All keys lie before every row's window.
+    case.geo.q_start = 1000;
+    for (phase, isa) in [Phase::Prefill, Phase::Decode].into_iter().flat_map(|p| Isa::available().into_iter().map(move |i| (p, i))) {
+        let out = run(phase, isa, &case, 0, 60, 128);
+        assert!(out.iter().all(|x| *x == 0.0), "{phase:?} {isa:?}");
     }
 }
