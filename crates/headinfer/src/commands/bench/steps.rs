@@ -48,9 +48,10 @@ impl Bench {
         let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
         session.backend_mut().record_timeline(true);
         let pool = measure::pool(args.engine.threads)?;
-        // As large as what the model reads: caches shorten both the same.
-        let (plan, weights) = (session.plan(), model.spec.weight_bytes());
-        let field = pool.install(|| measure::field(plan.device_bytes() + plan.host_bytes() + weights))?;
+        // As much as the last step reads: caches shorten both the same.
+        let last = Step { past: session.plan().knobs().context - 1, rows: 1, logit_rows: 1 };
+        let cost = session.plan().step_cost(&last);
+        let field = pool.install(|| measure::field((cost.device_bytes + cost.host_bytes) as u64))?;
         let ceilings = vec![pool.install(|| Ceilings::measure(&field))];
         Ok(Self { session, ceilings, rates: Vec::new(), field, pool })
     }
