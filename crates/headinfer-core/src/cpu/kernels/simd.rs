@@ -199,6 +199,41 @@ mod x86 {
         kernel.run::<Avx512>()
     }
 
+    // Steps of `sums`, functions because a closure is not compiled for the instruction set of its caller.
+
+    /// Per 128 bits, one sum of each of four vectors.
+    #[inline(always)]
+    #[allow(clippy::undocumented_unsafe_blocks)] // as the methods below, whose helper it is
+    fn four_256(v: &[__m256]) -> __m256 {
+        unsafe {
+            let ab = _mm256_add_ps(_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
+            let cd = _mm256_add_ps(_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
+            let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+            let (low, high) = (_mm256_unpacklo_pd(ab, cd), _mm256_unpackhi_pd(ab, cd));
+            _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high))
+        }
+    }
+
+    /// Per 128 bits, one sum of each of four vectors.
+    #[inline(always)]
+    #[allow(clippy::undocumented_unsafe_blocks)] // as above
+    fn four_512(v: &[__m512]) -> __m512 {
+        unsafe {
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+            let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+            let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
+            _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+        }
+    }
+
+    /// Even and odd quarters of both added: the order of the vectors is kept.
+    #[inline(always)]
+    #[allow(clippy::undocumented_unsafe_blocks)] // as above
+    fn quarters_512(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd)) }
+    }
+
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2;
     #[derive(Clone, Copy)]
@@ -253,17 +288,8 @@ mod x86 {
         }
         #[inline(always)]
         fn sums(v: &[__m256]) -> __m256 {
-            let pair = |i: usize| unsafe {
-                let (a, b) = (v[i], v[i + 1]);
-                _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b))
-            };
-            let four = |i: usize| unsafe {
-                let (ab, cd) = (_mm256_castps_pd(pair(i)), _mm256_castps_pd(pair(i + 2)));
-                let (low, high) = (_mm256_unpacklo_pd(ab, cd), _mm256_unpackhi_pd(ab, cd));
-                _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high))
-            };
             unsafe {
-                let (a, b) = (four(0), four(4));
+                let (a, b) = (four_256(v), four_256(&v[4..]));
                 _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))
             }
         }
@@ -363,20 +389,8 @@ mod x86 {
         }
         #[inline(always)]
         fn sums(v: &[__m512]) -> __m512 {
-            let pair = |i: usize| unsafe {
-                let (a, b) = (v[i], v[i + 1]);
-                _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b))
-            };
-            let four = |i: usize| unsafe {
-                let (ab, cd) = (_mm512_castps_pd(pair(i)), _mm512_castps_pd(pair(i + 2)));
-                let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
-                _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
-            };
-            // Even and odd quarters of both added: the order of the vectors is kept.
-            let quarters = |a: __m512, b: __m512| unsafe {
-                _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd))
-            };
-            quarters(quarters(four(0), four(4)), quarters(four(8), four(12)))
+            let low = quarters_512(four_512(v), four_512(&v[4..]));
+            quarters_512(low, quarters_512(four_512(&v[8..]), four_512(&v[12..])))
         }
         #[inline(always)]
         fn reduce_max(v: __m512) -> f32 {
