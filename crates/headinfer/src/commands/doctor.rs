@@ -273,7 +273,9 @@ impl Measured {
             let of_peak = ratio(a.prefill_of_peak, a.prefill_of_peak_spread);
             let of_read = ratio(a.decode_of_read, a.decode_of_read_spread);
             let (prefill, decode) = (a.prefill_gflops, a.decode_gb_s);
-            text += &format!("    {shape:<8} {prefill:>8.1} GFLOP/s  {of_peak:<15}  {decode:>6.1} GB/s  {of_read}\n");
+            text += &format!(
+                "    {shape:<8} {prefill:>8.1} GFLOP/s  {of_peak:<15}  {decode:>6.1} GB/s  {of_read}\n"
+            );
         }
         text
     }

@@ -169,9 +169,16 @@ fn cutting_the_keys_into_tiles_changes_no_bit() {
         let Case { start: 0 | 256, .. } = case else { continue };
         let rows = case.q.len() / case.geo.head_dim;
         for isa in Isa::available() {
-            for (phase, cut) in [(Phase::Prefill, 64), (Phase::Prefill, 192), (Phase::Decode, 256), (Phase::Decode, 512)] {
+            for (phase, cut) in
+                [(Phase::Prefill, 64), (Phase::Prefill, 192), (Phase::Decode, 256), (Phase::Decode, 512)]
+            {
                 let whole = run(phase, isa, case, 0, rows, 4096);
-                assert_eq!(run(phase, isa, case, 0, rows, cut), whole, "{phase:?} {isa:?} {:?} {cut}", case.geo);
+                assert_eq!(
+                    run(phase, isa, case, 0, rows, cut),
+                    whole,
+                    "{phase:?} {isa:?} {:?} {cut}",
+                    case.geo
+                );
             }
         }
     }
@@ -182,7 +189,10 @@ fn a_row_that_sees_nothing_stays_as_it_was() {
     let mut case = case(64, 2, 30, 128, 0, Some(10));
     // All keys lie before every row's window.
     case.geo.q_start = 1000;
-    for (phase, isa) in [Phase::Prefill, Phase::Decode].into_iter().flat_map(|p| Isa::available().into_iter().map(move |i| (p, i))) {
+    for (phase, isa) in [Phase::Prefill, Phase::Decode]
+        .into_iter()
+        .flat_map(|p| Isa::available().into_iter().map(move |i| (p, i)))
+    {
         let out = run(phase, isa, &case, 0, 60, 128);
         assert!(out.iter().all(|x| *x == 0.0), "{phase:?} {isa:?}");
     }

@@ -14,7 +14,8 @@ const PIECES: usize = 16;
 /// f32 multiply-adds per second, counted as two operations each, of all threads of the current pool: some 10 ms.
 pub fn fma_flops(isa: Isa) -> f64 {
     const ROUNDS: usize = 4_000_000 / PIECES;
-    let pieces: Vec<Fma> = (0..PIECES * rayon::current_num_threads()).map(|_| Fma { rounds: ROUNDS }).collect();
+    let pieces: Vec<Fma> =
+        (0..PIECES * rayon::current_num_threads()).map(|_| Fma { rounds: ROUNDS }).collect();
     let begun = Instant::now();
     let flop: f64 = pieces.into_par_iter().map(|piece| dispatch(isa, piece)).sum();
     flop / begun.elapsed().as_secs_f64()

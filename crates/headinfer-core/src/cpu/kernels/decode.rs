@@ -41,10 +41,11 @@ pub fn attend_decode(
     for wave in cuts.chunks(in_flight) {
         let partials = &mut scratch[..wave.len() * heads.len() * partial];
         let run = (wave.len() * heads.len() / (TASKS * rayon::current_num_threads())).clamp(1, RUN);
-        let tasks = heads.iter().zip(partials.chunks_mut(partial * wave.len())).flat_map(|(head, partials)| {
-            let runs = wave.chunks(run).zip(partials.chunks_mut(partial * run));
-            runs.map(|(cuts, partials)| Run { geo, q: head.q, kv: head.kv, cuts, partials, rows })
-        });
+        let tasks =
+            heads.iter().zip(partials.chunks_mut(partial * wave.len())).flat_map(|(head, partials)| {
+                let runs = wave.chunks(run).zip(partials.chunks_mut(partial * run));
+                runs.map(|(cuts, partials)| Run { geo, q: head.q, kv: head.kv, cuts, partials, rows })
+            });
         if small {
             tasks.for_each(|task| dispatch(isa, task));
         } else {

@@ -185,7 +185,11 @@ impl Split<'_> {
 
     /// acc[row] = weights[row] · v. Meanwhile the keys of the next split are asked for.
     #[inline(always)]
-    fn weigh<S: Simd, const R: usize, const W: usize>(&self, weights: &[[f32; SPLIT_MAX]; R], acc: &mut [f32]) {
+    fn weigh<S: Simd, const R: usize, const W: usize>(
+        &self,
+        weights: &[[f32; SPLIT_MAX]; R],
+        acc: &mut [f32],
+    ) {
         let (d, half) = (acc.len() / R, self.width / 2);
         let mut sums = [[0.0; HEAD_DIM_MAX]; R];
         let mut at = 0;

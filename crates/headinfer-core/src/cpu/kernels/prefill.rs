@@ -79,7 +79,8 @@ impl Rows<'_> {
     fn walk<S: Simd, const B: usize>(mut self) {
         let (d, rows) = (self.geo.head_dim, self.state.max.len());
         let (lanes, padded) = (rows.next_multiple_of(S::LANES), d.next_multiple_of(B));
-        let sizes = [lanes * d, lanes * padded, KEYS * d, KEYS * padded, KEYS * VECTORS * S::LANES, lanes, lanes];
+        let sizes =
+            [lanes * d, lanes * padded, KEYS * d, KEYS * padded, KEYS * VECTORS * S::LANES, lanes, lanes];
         let mut memory = vec![0.0; sizes.iter().sum::<usize>() + LINE];
         let [q, acc, k, v, scores, max, sum] = aligned_parts(&mut memory, sizes);
         self.load(strips::<S>(lanes), q, acc, padded);
@@ -95,7 +96,8 @@ impl Rows<'_> {
             let span = first * d..(first + count) * d;
             convert(&self.kv.k[span.clone()], d, k, d);
             convert(&self.kv.v[span.clone()], d, v, padded);
-            let mut ahead = Ahead::new(&self.kv, span.end, KEYS * d, lanes.div_ceil(VECTORS * S::LANES) * KEYS / B);
+            let mut ahead =
+                Ahead::new(&self.kv, span.end, KEYS * d, lanes.div_ceil(VECTORS * S::LANES) * KEYS / B);
             for (from, width) in strips::<S>(lanes) {
                 let seen = self.sight(&block, from, width.min(rows - from));
                 if seen == Sight::Nothing {
@@ -127,7 +129,13 @@ impl Rows<'_> {
 
     /// Queries and accumulators turned: per strip `[head_dim, rows of the strip]`, the accumulator's padded. Queries
     /// are scaled so that scores are powers of two.
-    fn load(&self, strips: impl Iterator<Item = (usize, usize)>, q: &mut [f32], acc: &mut [f32], padded: usize) {
+    fn load(
+        &self,
+        strips: impl Iterator<Item = (usize, usize)>,
+        q: &mut [f32],
+        acc: &mut [f32],
+        padded: usize,
+    ) {
         let (d, rows) = (self.geo.head_dim, self.state.max.len());
         let scale = self.geo.scale * std::f32::consts::LOG2_E;
         for (from, width) in strips {

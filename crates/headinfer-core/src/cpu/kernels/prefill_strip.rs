@@ -136,7 +136,12 @@ impl Strip<'_> {
 
     /// acc[first + b, width] = acc · shrink + v[.., first + b] · weights.
     #[inline(always)]
-    fn weigh<S: Simd, const B: usize, const W: usize>(&mut self, v: &[f32], first: usize, shrink: &[S::V; W]) {
+    fn weigh<S: Simd, const B: usize, const W: usize>(
+        &mut self,
+        v: &[f32],
+        first: usize,
+        shrink: &[S::V; W],
+    ) {
         let (padded, width) = (v.len() / KEYS, W * S::LANES);
         let mut sums = [[S::splat(0.0); W]; B];
         for (weights, v) in self.scores.chunks_exact(width).zip(v.chunks_exact(padded)) {
