@@ -1,5 +1,8 @@
 //! What prefill and decode attention share: the geometry, the carried state, the mask.
 
+/// Widest head, in elements.
+pub(super) const HEAD_DIM_MAX: usize = 256;
+
 /// Shape of an attention call, the same for all its heads.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
@@ -36,14 +39,15 @@ pub struct KvRows<'a> {
 }
 
 /// Carried state of some query rows: running max `[rows]`, sum `[rows]`, accumulator `[rows, head_dim]`. Never
-/// rounded between calls, so that cutting the keys into tiles changes no bit.
+/// rounded between calls, so that cutting the keys into tiles changes no bit. Scores are powers of two: q · k · scale
+/// · log2(e).
 #[derive(Debug)]
 pub struct StateMut<'a> {
     /// Largest score seen; -inf before the first.
     pub max: &'a mut [f32],
-    /// Sum of exp(score - max).
+    /// Sum of 2^(score - max).
     pub sum: &'a mut [f32],
-    /// Sum of exp(score - max) · V.
+    /// Sum of 2^(score - max) · V.
     pub acc: &'a mut [f32],
 }
 
@@ -71,45 +75,13 @@ pub fn state_finish(sum: f32, acc: &[f32], out: &mut [f32]) {
     out.iter_mut().zip(acc).for_each(|(o, a)| *o = a * scale);
 }
 
-/// Folds the state of keys that come later into `into`. A state that saw nothing changes no bit.
-pub(super) fn merge(into: &mut StateMut<'_>, max: &[f32], sum: &[f32], acc: &[f32]) {
-    let d = into.acc.len() / into.max.len().max(1);
-    for row in 0..into.max.len() {
-        if max[row] == f32::NEG_INFINITY {
-            continue;
-        }
-        let new = into.max[row].max(max[row]);
-        let (old_scale, scale) = ((into.max[row] - new).exp(), (max[row] - new).exp());
-        into.max[row] = new;
-        into.sum[row] = into.sum[row] * old_scale + sum[row] * scale;
-        let to = &mut into.acc[row * d..(row + 1) * d];
-        to.iter_mut().zip(&acc[row * d..]).for_each(|(to, from)| *to = *to * old_scale + from * scale);
-    }
-}
-
-/// One row's softmax over a block of scores, in place: folds the block into (max, sum) and returns the factor by
-/// which what was accumulated before shrinks. Scores become weights; masked ones (-inf) become 0.
-#[inline(always)]
-pub(super) fn softmax_block<S: super::simd::Simd>(scores: &mut [f32], max: &mut f32, sum: &mut f32) -> f32 {
-    let mut largest = S::splat(f32::NEG_INFINITY);
-    for chunk in scores.chunks_exact(S::LANES) {
-        largest = S::max(largest, S::load(chunk));
-    }
-    let block_max = S::reduce_max(largest);
-    if block_max == f32::NEG_INFINITY {
-        scores.fill(0.0);
-        return 1.0;
-    }
-    let new = max.max(block_max);
-    // e^0 is 1 exactly: a maximum that stands needs no exponential.
-    let shrink = if new == *max { 1.0 } else { S::reduce_max(S::exp(S::splat(*max - new))) };
-    let (offset, mut total) = (S::splat(new), S::splat(0.0));
-    for chunk in scores.chunks_exact_mut(S::LANES) {
-        let weight = S::exp(S::sub(S::load(chunk), offset));
-        total = S::add(total, weight);
-        S::store(weight, chunk);
-    }
-    *max = new;
-    *sum = *sum * shrink + S::reduce_add(total);
-    shrink
+/// Cuts parts of those sizes from memory, the first where a cache line starts: 16 floats more than their sum.
+pub(super) fn aligned_parts<const N: usize>(memory: &mut [f32], sizes: [usize; N]) -> [&mut [f32]; N] {
+    let skip = memory.as_ptr().align_offset(64).min(16);
+    let mut rest = &mut memory[skip..];
+    sizes.map(|size| {
+        let (part, left) = std::mem::take(&mut rest).split_at_mut(size);
+        rest = left;
+        part
+    })
 }

@@ -8,16 +8,17 @@ use rayon::prelude::*;
 use super::Isa;
 use super::simd::{Kernel, Simd, dispatch};
 
-/// f32 multiply-adds per second, counted as two operations each, of all threads of the current pool.
+/// Pieces per thread: enough that no thread waits for a slow one, as the kernels' tasks.
+const PIECES: usize = 16;
+
+/// f32 multiply-adds per second, counted as two operations each, of all threads of the current pool: some 10 ms.
 pub fn fma_flops(isa: Isa) -> f64 {
-    const ROUNDS: usize = 2_000_000;
-    let threads = rayon::current_num_threads();
-    let run = || {
-        let begun = Instant::now();
-        let flop: f64 = (0..threads).into_par_iter().map(|_| dispatch(isa, Fma { rounds: ROUNDS })).sum();
-        flop / begun.elapsed().as_secs_f64()
-    };
-    (0..5).map(|_| run()).fold(0.0, f64::max)
+    const ROUNDS: usize = 4_000_000 / PIECES;
+    let pieces: Vec<Fma> =
+        (0..PIECES * rayon::current_num_threads()).map(|_| Fma { rounds: ROUNDS }).collect();
+    let begun = Instant::now();
+    let flop: f64 = pieces.into_par_iter().map(|piece| dispatch(isa, piece)).sum();
+    flop / begun.elapsed().as_secs_f64()
 }
 
 struct Fma {
@@ -47,17 +48,14 @@ impl Kernel for Fma {
     }
 }
 
-/// Bytes per second that all threads of the current pool read from `memory`, which should be larger than the
+/// Bytes per second that all threads of the current pool read from `memory`, which should be far larger than the
 /// caches.
 pub fn read_bytes_s(isa: Isa, memory: &[f32]) -> f64 {
-    let piece = (memory.len() / (8 * rayon::current_num_threads())).next_multiple_of(64).max(64);
-    let run = || {
-        let begun = Instant::now();
-        let sum: f32 = memory.par_chunks(piece).map(|piece| dispatch(isa, Sum { piece })).sum();
-        black_box(sum);
-        size_of_val(memory) as f64 / begun.elapsed().as_secs_f64()
-    };
-    (0..5).map(|_| run()).fold(0.0, f64::max)
+    let piece = (memory.len() / (PIECES * rayon::current_num_threads())).next_multiple_of(64).max(64);
+    let begun = Instant::now();
+    let sum: f32 = memory.par_chunks(piece).map(|piece| dispatch(isa, Sum { piece })).sum();
+    black_box(sum);
+    size_of_val(memory) as f64 / begun.elapsed().as_secs_f64()
 }
 
 struct Sum<'a> {

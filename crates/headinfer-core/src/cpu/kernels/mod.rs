@@ -7,9 +7,11 @@
 mod attention;
 pub mod ceiling;
 mod decode;
+mod decode_split;
 mod elementwise;
 mod linear;
 mod prefill;
+mod prefill_strip;
 mod simd;
 
 pub use attention::{Geometry, HeadTask, KvRows, StateMut, state_finish, state_init};
@@ -61,3 +63,6 @@ impl Isa {
         }
     }
 }
+
+#[cfg(test)]
+mod attention_tests;

@@ -8,8 +8,8 @@ use super::Isa;
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// f32 elements of a vector, a divisor of 64.
     const LANES: usize;
-    /// Vectors that the accumulators of a matrix tile span: with 6 rows, what the register file holds.
-    const TILE: usize;
+    /// Scalars that meet three vectors in a matrix tile: their sums are what the register file holds.
+    const SCALARS: usize;
     type V: Copy;
 
     fn splat(x: f32) -> Self::V;
@@ -23,8 +23,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Sum over the lanes, in an order fixed per instruction set.
     fn reduce_add(v: Self::V) -> f32;
-    /// Sums over the lanes of each vector, all in one order.
-    fn reduce_add_4(v: [Self::V; 4]) -> [f32; 4];
+    /// Lane i: the sum over the lanes of the i-th of LANES vectors, all in one order.
+    fn sums(v: &[Self::V]) -> Self::V;
     fn reduce_max(v: Self::V) -> f32;
     /// 2 · LANES bf16 values as (even elements, odd elements): one operation a vector and no shuffle.
     fn load_bf16(from: &[u16]) -> (Self::V, Self::V);
@@ -32,8 +32,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn load_f16(from: &[u16]) -> (Self::V, Self::V);
     /// round(x) as a vector and 2^round(x), for x in [-126, 127].
     fn round_exp2(x: Self::V) -> (Self::V, Self::V);
+    /// p · 2^n, where `shifted` is n + 1.5 · 2^23: the bits of n end the significand, and are added to the exponent.
+    fn times_power(p: Self::V, shifted: Self::V) -> Self::V;
     /// Asks for the cache line at `from`.
     fn prefetch(from: *const u16);
+    /// Asks for the cache line at `from`, no nearer than the second level.
+    fn prefetch_second(from: *const u16);
 
     /// e^x for x <= 0, relative error below 2e-7; 0 below -87 (and for -inf); 1 at 0 exactly.
     #[inline(always)]
@@ -51,7 +55,22 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         Self::zero_below(x, -87.0, Self::mul(p, power))
     }
 
-    /// `v` where x >= limit, else 0.
+    /// 2^x for x <= 0, relative error below 2e-7; 0 below -100 (and for -inf); 1 at 0 exactly; NaN for NaN.
+    #[inline(always)]
+    fn exp2(x: Self::V) -> Self::V {
+        // Numbers of this size are whole: adding it rounds.
+        const WHOLE: f32 = 12_582_912.0;
+        let shifted = Self::add(x, Self::splat(WHOLE));
+        let r = Self::sub(x, Self::sub(shifted, Self::splat(WHOLE)));
+        // Least relative error over [-1/2, 1/2] among polynomials of this degree that are 1 at 0.
+        let mut p = Self::splat(1.326_472_7e-3);
+        for c in [9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1, 1.0] {
+            p = Self::fma(p, r, Self::splat(c));
+        }
+        Self::zero_below(x, -100.0, Self::times_power(p, shifted))
+    }
+
+    /// 0 where x < limit, else `v`.
     fn zero_below(x: Self::V, limit: f32, v: Self::V) -> Self::V;
 }
 
@@ -83,7 +102,7 @@ pub(crate) struct Portable;
 
 impl Simd for Portable {
     const LANES: usize = 8;
-    const TILE: usize = 1;
+    const SCALARS: usize = 4;
     type V = [f32; 8];
 
     #[inline(always)]
@@ -124,8 +143,8 @@ impl Simd for Portable {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
     #[inline(always)]
-    fn reduce_add_4(v: [[f32; 8]; 4]) -> [f32; 4] {
-        v.map(Self::reduce_add)
+    fn sums(v: &[[f32; 8]]) -> [f32; 8] {
+        std::array::from_fn(|i| Self::reduce_add(v[i]))
     }
     #[inline(always)]
     fn reduce_max(v: [f32; 8]) -> f32 {
@@ -147,10 +166,16 @@ impl Simd for Portable {
         (n, std::array::from_fn(|i| f32::from_bits(((n[i] as i32 + 127) as u32) << 23)))
     }
     #[inline(always)]
+    fn times_power(p: [f32; 8], shifted: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| f32::from_bits(p[i].to_bits().wrapping_add(shifted[i].to_bits() << 23)))
+    }
+    #[inline(always)]
     fn prefetch(_from: *const u16) {}
     #[inline(always)]
+    fn prefetch_second(_from: *const u16) {}
+    #[inline(always)]
     fn zero_below(x: [f32; 8], limit: f32, v: [f32; 8]) -> [f32; 8] {
-        std::array::from_fn(|i| if x[i] >= limit { v[i] } else { 0.0 })
+        std::array::from_fn(|i| if x[i] < limit { 0.0 } else { v[i] })
     }
 }
 
@@ -174,29 +199,39 @@ mod x86 {
         kernel.run::<Avx512>()
     }
 
-    /// Both halves added.
+    // Steps of `sums`, functions because a closure is not compiled for the instruction set of its caller.
+
+    /// Per 128 bits, one sum of each of four vectors.
     #[inline(always)]
     #[allow(clippy::undocumented_unsafe_blocks)] // as the methods below, whose helper it is
-    fn halved(v: __m512) -> __m256 {
-        unsafe { _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)) }
+    fn four_256(v: &[__m256]) -> __m256 {
+        unsafe {
+            let ab = _mm256_add_ps(_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
+            let cd = _mm256_add_ps(_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
+            let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+            let (low, high) = (_mm256_unpacklo_pd(ab, cd), _mm256_unpackhi_pd(ab, cd));
+            _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high))
+        }
     }
 
-    /// Sums of the elements of each vector, all in one order: a transposition on the way.
+    /// Per 128 bits, one sum of each of four vectors.
     #[inline(always)]
     #[allow(clippy::undocumented_unsafe_blocks)] // as above
-    fn add_across(v: [__m256; 4]) -> [f32; 4] {
+    fn four_512(v: &[__m512]) -> __m512 {
         unsafe {
-            let (a, b) = (_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
-            let (c, d) = (_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
-            let (low, high) = (_mm256_add_ps(a, b), _mm256_add_ps(c, d));
-            let even = _mm256_shuffle_ps(low, high, 0b01_00_01_00);
-            let odd = _mm256_shuffle_ps(low, high, 0b11_10_11_10);
-            let sums = _mm256_add_ps(even, odd);
-            let sums = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
-            let mut out = [0.0; 4];
-            _mm_storeu_ps(out.as_mut_ptr(), sums);
-            out
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+            let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+            let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
+            _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
         }
+    }
+
+    /// Even and odd quarters of both added: the order of the vectors is kept.
+    #[inline(always)]
+    #[allow(clippy::undocumented_unsafe_blocks)] // as above
+    fn quarters_512(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd)) }
     }
 
     #[derive(Clone, Copy)]
@@ -208,7 +243,7 @@ mod x86 {
     #[allow(clippy::undocumented_unsafe_blocks)] // stated once, above, for forty one-line intrinsics
     impl Simd for Avx2 {
         const LANES: usize = 8;
-        const TILE: usize = 2;
+        const SCALARS: usize = 4;
         type V = __m256;
 
         #[inline(always)]
@@ -252,8 +287,11 @@ mod x86 {
             }
         }
         #[inline(always)]
-        fn reduce_add_4(v: [__m256; 4]) -> [f32; 4] {
-            add_across(v)
+        fn sums(v: &[__m256]) -> __m256 {
+            unsafe {
+                let (a, b) = (four_256(v), four_256(&v[4..]));
+                _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))
+            }
         }
         #[inline(always)]
         fn reduce_max(v: __m256) -> f32 {
@@ -287,19 +325,30 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn times_power(p: __m256, shifted: __m256) -> __m256 {
+            unsafe {
+                let n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n))
+            }
+        }
+        #[inline(always)]
         fn prefetch(from: *const u16) {
             unsafe { _mm_prefetch(from.cast(), _MM_HINT_T0) }
         }
         #[inline(always)]
+        fn prefetch_second(from: *const u16) {
+            unsafe { _mm_prefetch(from.cast(), _MM_HINT_T1) }
+        }
+        #[inline(always)]
         fn zero_below(x: __m256, limit: f32, v: __m256) -> __m256 {
-            unsafe { _mm256_and_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GE_OQ), v) }
+            unsafe { _mm256_and_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_NLT_UQ), v) }
         }
     }
 
     #[allow(clippy::undocumented_unsafe_blocks)] // stated once, above
     impl Simd for Avx512 {
         const LANES: usize = 16;
-        const TILE: usize = 4;
+        const SCALARS: usize = 8;
         type V = __m512;
 
         #[inline(always)]
@@ -339,8 +388,9 @@ mod x86 {
             unsafe { _mm512_reduce_add_ps(v) }
         }
         #[inline(always)]
-        fn reduce_add_4(v: [__m512; 4]) -> [f32; 4] {
-            add_across([halved(v[0]), halved(v[1]), halved(v[2]), halved(v[3])])
+        fn sums(v: &[__m512]) -> __m512 {
+            let low = quarters_512(four_512(v), four_512(&v[4..]));
+            quarters_512(low, quarters_512(four_512(&v[8..]), four_512(&v[12..])))
         }
         #[inline(always)]
         fn reduce_max(v: __m512) -> f32 {
@@ -370,12 +420,23 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn times_power(p: __m512, shifted: __m512) -> __m512 {
+            unsafe {
+                let n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+                _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
+            }
+        }
+        #[inline(always)]
         fn prefetch(from: *const u16) {
             unsafe { _mm_prefetch(from.cast(), _MM_HINT_T0) }
         }
         #[inline(always)]
+        fn prefetch_second(from: *const u16) {
+            unsafe { _mm_prefetch(from.cast(), _MM_HINT_T1) }
+        }
+        #[inline(always)]
         fn zero_below(x: __m512, limit: f32, v: __m512) -> __m512 {
-            unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), v) }
+            unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), v) }
         }
     }
 }

@@ -1,0 +1,167 @@
+//! Arithmetic of prefill attention on one strip of rows: scores, softmax and values over one block of keys. Knows no
+//! positions: what a row does not see arrives as a mask.
+
+use super::attention::KvRows;
+use super::simd::Simd;
+
+/// Keys of a block.
+pub(super) const KEYS: usize = 64;
+/// Vectors of rows in a strip, at most.
+pub(super) const VECTORS: usize = 3;
+/// Maxima and sums in flight, a divisor of [`KEYS`].
+const CHAINS: usize = 4;
+/// bf16 values of a cache line.
+const LINE: usize = 32;
+
+/// `width` rows, a few whole vectors of them.
+pub(super) struct Strip<'a> {
+    /// `[head_dim, width]`, scaled by log2(e) too.
+    pub(super) q: &'a [f32],
+    /// `[padded head_dim, width]`.
+    pub(super) acc: &'a mut [f32],
+    /// `[KEYS, width]`: the strip's own to overwrite.
+    pub(super) scores: &'a mut [f32],
+    pub(super) max: &'a mut [f32],
+    pub(super) sum: &'a mut [f32],
+}
+
+/// Lines of the next block, asked for while this one is worked on.
+pub(super) struct Ahead<'a> {
+    lines: std::iter::Chain<std::slice::Chunks<'a, u16>, std::slice::Chunks<'a, u16>>,
+    /// Lines per call.
+    share: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// `len` elements of K and of V from `from` on, as far as there are, in about `calls` calls.
+    pub(super) fn new(kv: &KvRows<'a>, from: usize, len: usize, calls: usize) -> Self {
+        let end = (from + len).min(kv.k.len());
+        let lines = kv.k[from..end].chunks(LINE).chain(kv.v[from..end].chunks(LINE));
+        Self { lines, share: (2 * len).div_ceil(LINE).div_ceil(calls) }
+    }
+
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self) {
+        for line in self.lines.by_ref().take(self.share) {
+            S::prefetch_second(line.as_ptr());
+        }
+    }
+}
+
+impl Strip<'_> {
+    /// Folds one block, K `[KEYS, head_dim]` and V `[KEYS, padded head_dim]`, into the state of `W` vectors of rows,
+    /// in tiles of `B` scalars.
+    #[inline(always)]
+    pub(super) fn attend<S: Simd, const B: usize, const W: usize>(
+        &mut self,
+        k: &[f32],
+        v: &[f32],
+        ahead: &mut Ahead<'_>,
+        mask: &dyn Fn(&mut [f32]),
+    ) {
+        for first in (0..KEYS).step_by(B) {
+            ahead.ask::<S>();
+            self.score::<S, B, W>(k, first);
+        }
+        mask(self.scores);
+        let shrink = self.softmax::<S, W>();
+        let padded = v.len() / KEYS;
+        for first in (0..padded).step_by(B) {
+            self.weigh::<S, B, W>(v, first, &shrink);
+        }
+    }
+
+    /// scores[first + b, width] = k[first + b] · q.
+    #[inline(always)]
+    fn score<S: Simd, const B: usize, const W: usize>(&mut self, k: &[f32], first: usize) {
+        let (d, width) = (k.len() / KEYS, W * S::LANES);
+        let mut keys: [&[f32]; B] = [&[]; B];
+        for (b, key) in keys.iter_mut().enumerate() {
+            *key = &k[(first + b) * d..][..d];
+        }
+        let mut sums = [[S::splat(0.0); W]; B];
+        for (i, q) in (0..d).zip(self.q.chunks_exact(width)) {
+            let mut rows = [S::splat(0.0); W];
+            for t in 0..W {
+                rows[t] = S::load(&q[t * S::LANES..]);
+            }
+            for b in 0..B {
+                let x = S::splat(keys[b][i]);
+                for t in 0..W {
+                    sums[b][t] = S::fma(x, rows[t], sums[b][t]);
+                }
+            }
+        }
+        for (sums, to) in sums.iter().zip(self.scores[first * width..].chunks_exact_mut(width)) {
+            for t in 0..W {
+                S::store(sums[t], &mut to[t * S::LANES..]);
+            }
+        }
+    }
+
+    /// Scores become weights, masked ones 0; returns the factors by which what was accumulated before shrinks.
+    #[inline(always)]
+    fn softmax<S: Simd, const W: usize>(&mut self) -> [S::V; W] {
+        let width = W * S::LANES;
+        let mut shrink = [S::splat(1.0); W];
+        for (t, shrink) in shrink.iter_mut().enumerate() {
+            let at = t * S::LANES;
+            let mut largest = [S::splat(f32::NEG_INFINITY); CHAINS];
+            for keys in self.scores.chunks_exact(CHAINS * width) {
+                for c in 0..CHAINS {
+                    largest[c] = S::max(largest[c], S::load(&keys[c * width + at..]));
+                }
+            }
+            let old = S::load(&self.max[at..]);
+            let new = S::max(S::max(largest[0], largest[1]), S::max(largest[2], largest[3]));
+            let new = S::max(old, new);
+            // A row that has seen nothing yet: any finite offset gives it weights of 0.
+            let offset = S::max(new, S::splat(f32::MIN));
+            let mut total = [S::splat(0.0); CHAINS];
+            for keys in self.scores.chunks_exact_mut(CHAINS * width) {
+                for c in 0..CHAINS {
+                    let to = &mut keys[c * width + at..][..S::LANES];
+                    let weight = S::exp2(S::sub(S::load(to), offset));
+                    total[c] = S::add(total[c], weight);
+                    S::store(weight, to);
+                }
+            }
+            *shrink = S::exp2(S::sub(old, offset));
+            let total = S::add(S::add(total[0], total[1]), S::add(total[2], total[3]));
+            S::store(new, &mut self.max[at..]);
+            S::store(S::fma(S::load(&self.sum[at..]), *shrink, total), &mut self.sum[at..]);
+        }
+        shrink
+    }
+
+    /// acc[first + b, width] = acc · shrink + v[.., first + b] · weights.
+    #[inline(always)]
+    fn weigh<S: Simd, const B: usize, const W: usize>(
+        &mut self,
+        v: &[f32],
+        first: usize,
+        shrink: &[S::V; W],
+    ) {
+        let (padded, width) = (v.len() / KEYS, W * S::LANES);
+        let mut sums = [[S::splat(0.0); W]; B];
+        for (weights, v) in self.scores.chunks_exact(width).zip(v.chunks_exact(padded)) {
+            let v = &v[first..][..B];
+            let mut rows = [S::splat(0.0); W];
+            for t in 0..W {
+                rows[t] = S::load(&weights[t * S::LANES..]);
+            }
+            for b in 0..B {
+                let x = S::splat(v[b]);
+                for t in 0..W {
+                    sums[b][t] = S::fma(x, rows[t], sums[b][t]);
+                }
+            }
+        }
+        for (sums, to) in sums.iter().zip(self.acc[first * width..].chunks_exact_mut(width)) {
+            for t in 0..W {
+                let to = &mut to[t * S::LANES..];
+                S::store(S::fma(S::load(to), shrink[t], sums[t]), to);
+            }
+        }
+    }
+}
