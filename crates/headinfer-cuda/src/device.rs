@@ -10,7 +10,7 @@ use crate::meter::Meter;
 use crate::{compile, libraries};
 
 /// What kernels, streams and cuBLASLt take once they are loaded, as seen on an H100 with CUDA 13.0.
-const LIBRARIES_BYTES: u64 = 64 << 20;
+const LIBRARIES_BYTES: u64 = 8 << 20;
 /// Longest PCI address, its end included.
 const PCI_BYTES: usize = 32;
 

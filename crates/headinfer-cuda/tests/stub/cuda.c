@@ -24,7 +24,7 @@ static int contexts, held, sticky;
 
 #define CONTEXT_BYTES (300ull << 20)
 /* What the first product loads: LIBRARIES_BYTES of device.rs. */
-#define LIBRARIES_BYTES (64ull << 20)
+#define LIBRARIES_BYTES (8ull << 20)
 #define FUNCTIONS_MAX 80
 #define BLOCKS_MAX 64
 
