@@ -194,3 +194,25 @@ fn a_store_that_cannot_be_used_is_refused_before_any_work() {
     let cache = dir.path().join("sessions").display().to_string();
     ask(&["--cache-dir", &cache, "--cache-size", "1KiB"], "x").fails(2, &["1.00 KiB", "--cache-size"]);
 }
+
+/// Skips aloud where the trained model does not lie beside the checkout.
+#[test]
+fn the_trained_model_goes_on_from_held_out_text_the_same_wherever_its_cache_is() {
+    let shared = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let (model, text) = (shared.join("models/code-22m"), shared.join("texts/heldout.txt"));
+    if !model.exists() || !text.exists() {
+        return eprintln!("skipped: {} is not here", shared.display());
+    }
+    let dir = folder();
+    let file = dir.path().join("start.txt");
+    let start: String = fs::read_to_string(text).unwrap().chars().take(4000).collect();
+    fs::write(&file, start).unwrap();
+    let line =
+        format!("run -m {} -f {} --device cpu -n 32 --chunk 128 --json", model.display(), file.display());
+    let resident = run(&format!("{line} --placement resident")).json();
+    let offload = run(&format!("{line} --placement offload --tile 256")).json();
+    eprintln!("{}", resident["text"]);
+    assert_eq!(resident["text"], offload["text"]);
+    assert_eq!(resident["ids"], offload["ids"]);
+    assert!(!resident["text"].as_str().unwrap().trim().is_empty());
+}
