@@ -57,6 +57,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// 2^x for x <= 0, relative error below 2e-7; 0 below -100 (and for -inf); 1 at 0 exactly; NaN for NaN.
     #[inline(always)]
+    #[allow(clippy::approx_constant)] // a coefficient of the fit, near ln 2 and not it
     fn exp2(x: Self::V) -> Self::V {
         // Numbers of this size are whole: adding it rounds.
         const WHOLE: f32 = 12_582_912.0;
