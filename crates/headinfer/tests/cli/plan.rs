@@ -44,8 +44,8 @@ fn a_plan_for_people_says_why() {
 
 #[test]
 fn what_does_not_fit_says_need_have_and_the_flag() {
-    let line = "plan -m random:llama-3-8b -c 1M --device cuda --gpu-memory 2GiB --host-memory 1TiB";
-    run(line).fails(3, &["needs", "of 2.00 GiB", "largest: ", "--gpu-memory"]);
+    let line = "plan -m random:llama-3-8b -c 1M --device cuda --gpu-memory 1GiB --host-memory 1TiB";
+    run(line).fails(3, &["needs", "of 1.00 GiB", "largest: ", "--gpu-memory"]);
     let line = "plan -m random:llama-3-8b -c 1M --device cuda --host-memory 16GiB";
     run(line).fails(3, &["GiB of 16.0 GiB", "--host-memory", "--context"]);
     let refused = run(&format!("{line} --json"));
