@@ -30,7 +30,7 @@ pub struct DeviceInfo {
     /// Of it free when asked, bytes. The context that asking needs is counted as free where it was measured.
     pub free_bytes: u64,
     /// Device memory that a process needs beside what it allocates, bytes: its context, measured, and
-    /// [`LIBRARIES_BYTES`]. `None` where NVML does not tell, or a context was there before.
+    /// what libraries take. `None` where NVML does not tell, or a context was there before.
     pub context_bytes: Option<u64>,
     /// CUDA version the driver supports.
     pub driver: Version,
