@@ -215,6 +215,11 @@ impl Cuda {
         })
     }
 
+    /// Waits until the host's memory of the first `rows` rows is there.
+    fn ready(&self, rows: usize) -> Result<(), CudaError> {
+        self.executor.memories.host.wait(self.executor.plan.layout().host_extent(rows))
+    }
+
     fn finish(&self) -> Result<(), CudaError> {
         self.context.enter()?;
         self.lanes.iter().try_for_each(Stream::synchronize)
@@ -233,8 +238,7 @@ impl Cuda {
         self.context.enter()?;
         self.log.begin(schedule.step);
         // Here and not within the step: nothing is on a lane that could need it.
-        let rows = schedule.step.past + schedule.step.rows;
-        self.executor.memories.host.wait(self.executor.plan.layout().host_extent(rows))?;
+        self.ready(schedule.step.past + schedule.step.rows)?;
         self.begin(schedule, ids)?;
         for (index, command) in schedule.commands.iter().enumerate() {
             self.log.command(Some(command));
@@ -405,12 +409,18 @@ impl Backend for Cuda {
 
     fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
         let plan = self.executor.plan.clone();
-        self.guard(|this| this.read_pieces(plan.rows_into(rows, to)))
+        self.guard(|this| {
+            this.ready(rows.end)?;
+            this.read_pieces(plan.rows_into(rows, to))
+        })
     }
 
     fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
         let plan = self.executor.plan.clone();
-        self.guard(|this| this.write_pieces(plan.rows_from(rows, from)))
+        self.guard(|this| {
+            this.ready(rows.end)?;
+            this.write_pieces(plan.rows_from(rows, from))
+        })
     }
 
     fn numerics(&self) -> Option<String> {

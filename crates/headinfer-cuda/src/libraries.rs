@@ -63,10 +63,11 @@ const NVRTC: [&str; 8] = [
 ];
 
 /// Functions of cuBLASLt.
-const CUBLAS: [&str; 13] = [
+const CUBLAS: [&str; 14] = [
     "cublasLtCreate",
     "cublasLtDestroy",
     "cublasLtGetCudartVersion",
+    "cublasLtGetVersion",
     "cublasLtMatmul",
     "cublasLtMatmulAlgoGetHeuristic",
     "cublasLtMatmulDescCreate",

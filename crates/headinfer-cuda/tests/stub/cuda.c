@@ -219,6 +219,7 @@ int nvrtcDestroyProgram(void **program) { CALL; return 0; }
 int cublasLtCreate(void **handle) { CALL; *handle = &contexts; return 0; }
 int cublasLtDestroy(void *handle) { CALL; return 0; }
 unsigned long cublasLtGetCudartVersion(void) { return setting("cublas", 13000); }
+unsigned long cublasLtGetVersion(void) { return 130000; }
 int cublasLtMatmul(void *handle, void *product, const void *alpha, const void *a, void *a_layout, const void *b,
                    void *b_layout, const void *beta, const void *c, void *c_layout, void *d, void *d_layout,
                    const void *algorithm, void *workspace, size_t workspace_bytes, void *stream) {
