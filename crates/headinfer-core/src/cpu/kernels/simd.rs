@@ -204,8 +204,8 @@ mod x86 {
 
     /// Per 128 bits, one sum of each of four vectors.
     #[inline(always)]
-    #[allow(clippy::undocumented_unsafe_blocks)] // as the methods below, whose helper it is
     fn four_256(v: &[__m256]) -> __m256 {
+        // SAFETY: the features are there, see `dispatch`.
         unsafe {
             let ab = _mm256_add_ps(_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
             let cd = _mm256_add_ps(_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
@@ -217,8 +217,8 @@ mod x86 {
 
     /// Per 128 bits, one sum of each of four vectors.
     #[inline(always)]
-    #[allow(clippy::undocumented_unsafe_blocks)] // as above
     fn four_512(v: &[__m512]) -> __m512 {
+        // SAFETY: the features are there, see `dispatch`.
         unsafe {
             let ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
             let cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
@@ -230,8 +230,8 @@ mod x86 {
 
     /// Even and odd quarters of both added: the order of the vectors is kept.
     #[inline(always)]
-    #[allow(clippy::undocumented_unsafe_blocks)] // as above
     fn quarters_512(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the features are there, see `dispatch`.
         unsafe { _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd)) }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use headinfer_core::cpu::measure::median;
 use headinfer_core::plan::DeviceKind;
 use headinfer_core::plan::report::seconds;
 
@@ -107,12 +108,6 @@ fn observed(bench: &mut Bench, ids: &[u32]) -> Result<(Vec<f64>, Measured)> {
         ..sum
     };
     Ok((times, mean))
-}
-
-fn median(times: &[f64]) -> f64 {
-    let mut sorted = times.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
 fn spread(times: &[f64]) -> Spread {
