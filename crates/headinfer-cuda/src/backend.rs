@@ -54,6 +54,8 @@ pub struct Cuda {
     events: Pool,
     stamps: Pool,
     signallers: Vec<usize>,
+    /// The stamp each command starts at.
+    starts: Vec<usize>,
     step_start: Event,
     done: [Event; STEPS_IN_FLIGHT],
     ends: [Event; 2],
@@ -126,6 +128,7 @@ impl Cuda {
             events: Pool::new(false),
             stamps: Pool::new(true),
             signallers: Vec::new(),
+            starts: Vec::new(),
             step_start: Event::new(true)?,
             done: [Event::new(false)?, Event::new(false)?],
             ends: [Event::new(false)?, Event::new(false)?],
@@ -282,6 +285,7 @@ impl Cuda {
             for (index, command) in schedule.commands.iter().enumerate() {
                 command.signals.iter().for_each(|event| self.signallers[event.0 as usize] = index);
             }
+            self.starts = starts(schedule);
             self.lanes[0].record(&self.step_start)?;
         }
         self.executor.memories.copy(from, to, self.lanes[0].raw())
@@ -292,7 +296,7 @@ impl Cuda {
         for event in &command.waits {
             lane.wait(self.event(*event))?;
         }
-        if self.keep_timeline {
+        if self.keep_timeline && self.starts[index] == 2 * index {
             lane.record(self.stamps.get(2 * index))?;
         }
         let stream = lane.raw();
@@ -334,7 +338,7 @@ impl Cuda {
         self.timeline.clear();
         for (index, command) in schedule.commands.iter().enumerate() {
             let time = |stamp| self.stamps.get(stamp).since(&self.step_start);
-            let (start, end) = (time(2 * index)?, time(2 * index + 1)?);
+            let (start, end) = (time(self.starts[index])?, time(2 * index + 1)?);
             let timed = Timed { command: index, lane: command.lane, name: command.op.name(), start, end };
             self.stats.busy[timed.lane.index()] += timed.end.saturating_sub(timed.start);
             self.timeline.push(timed);
@@ -478,6 +482,17 @@ pub(crate) fn check(plan: &Plan) -> Result<(), OpenError> {
         }
     }
     Ok(())
+}
+
+/// The stamp at which each command starts, `2 * index` for one of its own. A command that waits for nothing starts when
+/// the one before it on its lane has ended: each stamp more is time between two commands.
+fn starts(schedule: &Schedule) -> Vec<usize> {
+    let mut last: [Option<usize>; Lane::ALL.len()] = Default::default();
+    let start = |(index, command): (usize, &Command)| {
+        let before = last[command.lane.index()].replace(index);
+        before.filter(|_| command.waits.is_empty()).map_or(2 * index, |before| 2 * before + 1)
+    };
+    schedule.commands.iter().enumerate().map(start).collect()
 }
 
 /// splitmix64 (Steele, Lea and Flood, 2014).

@@ -207,7 +207,7 @@ fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) 
     let (chunk, [tile_bytes, slot_bytes], mlp_rows, activation) = match request.device {
         DeviceKind::Cpu => (512, [4 * MIB; 2], 256, DType::F32),
         // Two long tiles a launch: what passes between launches is then below a percent of their copies.
-        DeviceKind::Cuda => (hiding_chunk(spec, request, weights), [16 * MIB, 32 * MIB], 1024, DType::Bf16),
+        DeviceKind::Cuda => (request.machine.hiding_chunk(spec), [16 * MIB, 32 * MIB], 1024, DType::Bf16),
     };
     let chunk = o.chunk.unwrap_or((chunk >> level).max(16)).min(request.context);
     let tokens = |bytes: u64| (bytes >> level) as usize / (4 * spec.head_dim);
@@ -227,15 +227,6 @@ fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) 
         mlp_rows: chunk.min(mlp_rows),
         weights,
         activation,
-    }
-}
-
-/// Tokens of a step that hides its copies: of KV, and of weights where they stream.
-fn hiding_chunk(spec: &ModelSpec, request: &Request, weights: WeightPlace) -> usize {
-    let kv = request.machine.hiding_chunk(spec);
-    match weights {
-        WeightPlace::Streamed { .. } => kv.max(request.machine.weight_hiding_chunk(spec)),
-        WeightPlace::InPlace | WeightPlace::Resident => kv,
     }
 }
 

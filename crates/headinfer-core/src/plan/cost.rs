@@ -56,18 +56,23 @@ impl Machine {
         }
     }
 
-    /// Least chunk whose matrix products hide the copies of the weights they need: 2·C FLOP per weight against its
-    /// bytes, a power of two within [1024, 16384].
-    pub fn weight_hiding_chunk(&self, spec: &ModelSpec) -> usize {
-        let least = spec.dtype.bytes() as f64 / 2.0 * self.gemm_flops / self.link_bytes_s;
-        (least as usize).next_power_of_two().clamp(1024, 16384)
+    /// Tokens of a step that hides its copies, a power of two within [1024, 8192]: those of KV and those of streamed
+    /// weights, whether this plan streams any or not, for the chunk is part of the question and placement is not.
+    pub fn hiding_chunk(&self, spec: &ModelSpec) -> usize {
+        let least = self.kv_hiding_rows(spec).max(self.weight_hiding_rows(spec));
+        (least as usize).next_power_of_two().clamp(1024, 8192)
     }
 
-    /// Least chunk whose attention hides the copies of the KV it needs: 4·C·g·d FLOP per KV token against 4·d
-    /// bytes, doubled for safety, a power of two within [1024, 8192].
-    pub fn hiding_chunk(&self, spec: &ModelSpec) -> usize {
-        let least = self.attention_flops / (spec.group() as f64 * self.link_bytes_s);
-        ((2.0 * least) as usize).next_power_of_two().clamp(1024, 8192)
+    /// Least rows whose attention hides the copies of the KV it needs: 4·C·g·d FLOP per KV token against 4·d bytes,
+    /// doubled for safety.
+    pub fn kv_hiding_rows(&self, spec: &ModelSpec) -> f64 {
+        2.0 * self.attention_flops / (spec.group() as f64 * self.link_bytes_s)
+    }
+
+    /// Least rows whose matrix products hide the copies of the weights they need: 2·C FLOP per weight against its
+    /// bytes. Fewer do once attention over a long past helps.
+    pub fn weight_hiding_rows(&self, spec: &ModelSpec) -> f64 {
+        spec.dtype.bytes() as f64 / 2.0 * self.gemm_flops / self.link_bytes_s
     }
 }
 

@@ -54,17 +54,11 @@ fn chunk(plan: &Plan) -> String {
     match request.device {
         DeviceKind::Cpu => format!("chunks of {chunk} tokens: 512 unless memory or the context is short"),
         DeviceKind::Cuda => {
-            let (hiding, group) = (request.machine.hiding_chunk(&plan.spec), plan.spec.group());
-            let weights = match plan.knobs().weights {
-                WeightPlace::Streamed { .. } => {
-                    let hiding = request.machine.weight_hiding_chunk(&plan.spec);
-                    format!(", from {hiding} on, matrix products those of weights")
-                }
-                WeightPlace::InPlace | WeightPlace::Resident => String::new(),
-            };
+            let (machine, group) = (&request.machine, plan.spec.group());
+            let (kv, weights) = (machine.kv_hiding_rows(&plan.spec), machine.weight_hiding_rows(&plan.spec));
             format!(
-                "chunks of {chunk} tokens: from {hiding} on, attention ({group} query heads a KV head) hides the \
-                 copies of KV{weights}"
+                "chunks of {chunk} tokens, the same wherever weights and KV lie: from {kv:.0} on, attention ({group} query \
+                 heads a KV head) hides the copies of KV, from {weights:.0} on, matrix products those of streamed weights"
             )
         }
     }
