@@ -65,6 +65,7 @@ pub(crate) fn request_anywhere(
         context,
         device_budget: engine.gpu_memory.map_or(budgets.device, |b| b.0),
         host_budget: engine.host_memory.map_or(budgets.host, |b| b.0),
+        stored: None,
         placement: engine.placement.into(),
         weights: engine.weights.into(),
         overrides: Overrides {
@@ -112,11 +113,10 @@ pub(crate) fn session(
 /// A system that promised memory it does not have ends the process that uses it: so what there is decides before.
 fn check_room(plan: &Plan) -> Result<(), Failure> {
     let bytes = |memory| plan.layout().bytes(memory);
+    let host = bytes(Memory::Host) + plan.store_bytes();
     let (need, caps) = match plan.request.device {
-        DeviceKind::Cpu => {
-            (bytes(Memory::Host) + bytes(Memory::Device), "--gpu-memory and --host-memory that sum to")
-        }
-        DeviceKind::Cuda => (bytes(Memory::Host), "--host-memory"),
+        DeviceKind::Cpu => (host + bytes(Memory::Device), "--gpu-memory and --host-memory that sum to"),
+        DeviceKind::Cuda => (host, "--host-memory"),
     };
     let Available { bytes: have, cgroup } = machine::available();
     // 0 is a system that does not tell.

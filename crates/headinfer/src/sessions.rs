@@ -11,6 +11,11 @@ use crate::args::StoreArgs;
 use crate::model_source::Model;
 use crate::{interrupt, output};
 
+/// Least tokens of a checkpoint, for a plan to leave room for; `None` without `--cache-dir`.
+pub(crate) fn interval_min(args: &StoreArgs) -> Option<usize> {
+    args.cache_dir.is_some().then(|| StoreOptions::default().interval_min)
+}
+
 /// Brings back and keeps the prefill of one session.
 pub(crate) struct Keeper {
     folder: PathBuf,

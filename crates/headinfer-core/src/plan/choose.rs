@@ -7,6 +7,7 @@ use super::why::why;
 use super::{Machine, Plan};
 use crate::dtype::DType;
 use crate::model::spec::ModelSpec;
+use crate::store::{self, StoreOptions};
 use crate::units::{Bytes, MIB};
 
 /// What kind of device a plan is for.
@@ -70,8 +71,10 @@ pub struct Request {
     pub context: usize,
     /// Bytes of device memory the process may use.
     pub device_budget: u64,
-    /// Bytes of host memory the plan may allocate.
+    /// Bytes of host memory the plan may allocate, [`Request::stored`]'s included.
     pub host_budget: u64,
+    /// Least tokens of a checkpoint, when a session store keeps the prefill: it holds some of them in host memory.
+    pub stored: Option<usize>,
     /// Placement of KV heads.
     pub placement: PlacementMode,
     /// Placement of weights.
@@ -140,9 +143,14 @@ impl Plan {
         kv.iter().map(|id| self.layout().region_bytes(*id)).sum()
     }
 
-    /// Bytes of host memory the plan allocates, mapped weights not counted.
+    /// Bytes of host memory the plan allocates, mapped weights and the session store not counted.
     pub fn host_bytes(&self) -> u64 {
         self.layout().bytes(Memory::Host)
+    }
+
+    /// Bytes of host memory that a session store takes beside the plan's; 0 without one.
+    pub fn store_bytes(&self) -> u64 {
+        store_bytes(&self.spec, &self.request, self.knobs().chunk)
     }
 
     /// Longest context that fits `request` with everything else unchanged; 0 when none does.
@@ -233,14 +241,26 @@ fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) 
 fn fit(spec: &ModelSpec, request: &Request, knobs: Knobs) -> Option<Plan> {
     let layout = Layout::new(spec, knobs);
     let device = layout.bytes(Memory::Device) + request.machine.device_overhead;
-    let fits = device <= request.device_budget && layout.bytes(Memory::Host) <= request.host_budget;
+    let fits = device <= request.device_budget && host_need(spec, request, &layout) <= request.host_budget;
     // When the host is too small, heads on the device relieve it.
     let fits = fits || device <= request.device_budget && relievable(spec, request, &layout, device);
     fits.then(|| Plan { spec: spec.clone(), request: request.clone(), layout, why: Vec::new() })
 }
 
+/// What the plan allocates and what the session store takes beside it.
+fn host_need(spec: &ModelSpec, request: &Request, layout: &Layout) -> u64 {
+    layout.bytes(Memory::Host) + store_bytes(spec, request, layout.knobs.chunk)
+}
+
+fn store_bytes(spec: &ModelSpec, request: &Request, chunk: usize) -> u64 {
+    let options = |interval_min| StoreOptions { interval_min, ..StoreOptions::default() };
+    // A file that cannot be is refused when the store is opened.
+    let bytes = |interval_min| store::buffer_bytes(spec, chunk, &options(interval_min)).unwrap_or(0);
+    request.stored.map_or(0, bytes)
+}
+
 fn relievable(spec: &ModelSpec, request: &Request, layout: &Layout, device: u64) -> bool {
-    let over = layout.bytes(Memory::Host).saturating_sub(request.host_budget);
+    let over = host_need(spec, request, layout).saturating_sub(request.host_budget);
     let free = free_heads(spec, request, layout, device);
     may_keep_heads(request) && over <= free as u64 * head_store_bytes(spec, layout)
 }
@@ -319,7 +339,7 @@ fn does_not_fit(spec: &ModelSpec, request: &Request) -> PlanError {
     let (memory, name, need, have) = match fitting {
         None => (Memory::Device, "device", device, request.device_budget),
         Some(_) => {
-            let need = layout.bytes(Memory::Host).saturating_sub(relief);
+            let need = host_need(spec, request, layout).saturating_sub(relief);
             (Memory::Host, "host", need, request.host_budget)
         }
     };

@@ -27,6 +27,7 @@ use crate::model::spec::ModelSpec;
 use crate::model::{ModelDigest, Weights};
 use crate::units::{Bytes, GIB};
 use folder::{Folder, NOTE_BYTES};
+use format::Shape;
 pub use key::{Key, Link};
 use trail::Handle;
 pub use trail::{Kept, Trail};
@@ -102,6 +103,18 @@ pub struct StoreStats {
     pub warnings: u64,
 }
 
+/// Bytes of memory that a store takes at most besides the plans', whatever the number of sessions it keeps: two intervals
+/// of a model that takes in `chunk` tokens at a time. `None` when a file cannot be that large.
+pub fn buffer_bytes(spec: &ModelSpec, chunk: usize, options: &StoreOptions) -> Option<u64> {
+    let shape = Shape::of(spec, interval(chunk, options.interval_min))?;
+    Some((BUFFERS * shape.file_bytes()) as u64)
+}
+
+/// Tokens of one file: whole chunks.
+fn interval(chunk: usize, interval_min: usize) -> usize {
+    interval_min.max(1).div_ceil(chunk) * chunk
+}
+
 /// A folder of stored sessions and the thread that writes to it. Clones are the same store; the last one dropped
 /// waits until what was given is written.
 #[derive(Clone)]
@@ -123,7 +136,6 @@ impl Store {
         let thread = std::thread::Builder::new().name("store".into());
         let thread = thread.spawn(move || writer::run(&writes, &receiver)).map_err(StoreError::Thread)?;
         let (jobs, thread) = (Some(jobs), Some(thread));
-        let interval_min = interval_min.max(1);
         Ok(Self { handle: Arc::new(Handle { shared, jobs, thread, interval_min, bytes_max }) })
     }
 

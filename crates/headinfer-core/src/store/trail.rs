@@ -8,7 +8,7 @@ use super::folder::Lease;
 use super::format::{self, Problem, Shape};
 use super::key::{Chain, Key, Link};
 use super::writer::{self, BUFFERS, Job, Outcome};
-use super::{Store, StoreError};
+use super::{Store, StoreError, interval};
 use crate::engine::{EngineError, Session};
 use crate::model::ModelDigest;
 use crate::units::Bytes;
@@ -39,7 +39,7 @@ impl Trail {
     pub(super) fn new(store: &Store, model: &ModelDigest, session: &Session) -> Result<Self, StoreError> {
         let plan = session.plan();
         let chunk = plan.knobs().chunk;
-        let interval = store.handle.interval_min.div_ceil(chunk) * chunk;
+        let interval = interval(chunk, store.handle.interval_min);
         let shape = Shape::of(&plan.spec, interval).ok_or(StoreError::Shape { tokens: interval })?;
         let (need, have) = (shape.file_bytes() as u64, store.handle.bytes_max);
         if need > have {

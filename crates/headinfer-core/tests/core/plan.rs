@@ -3,8 +3,8 @@
 use headinfer_core::plan::hazard::{self, Hazard, Order};
 use headinfer_core::plan::paper::PaperLayout;
 use headinfer_core::plan::{
-    Cost, DeviceKind, Event, Lane, Memory, Op, Overrides, PlacementMode, Plan, PlanError, RegionId, Request,
-    Schedule, Step, WEIGHT_PARTS, WeightBlock, WeightPlace, WeightsMode,
+    Cost, DeviceKind, Event, Lane, Machine, Memory, Op, Overrides, PlacementMode, Plan, PlanError, RegionId,
+    Request, Schedule, Step, WEIGHT_PARTS, WeightBlock, WeightPlace, WeightsMode,
 };
 use headinfer_core::units::{GIB, MIB};
 
@@ -267,6 +267,50 @@ fn what_does_not_fit_says_what_would() {
     assert!(longest > 200_000, "{longest}");
     assert!(Plan::new(&spec, &Request { context: longest, ..big.clone() }).is_ok());
     assert!(Plan::new(&spec, &Request { context: longest + 256, ..big }).is_err());
+}
+
+#[test]
+fn a_session_store_is_within_the_host_budget() {
+    let spec = llama_3_8b();
+    let without = Request { device_budget: 24 * GIB, ..request(DeviceKind::Cuda, 1 << 17) };
+    let plan = Plan::new(&spec, &without).unwrap();
+    assert_eq!(plan.store_bytes(), 0);
+    let stored = Request { stored: Some(512), ..without };
+    let plan = Plan::new(&spec, &stored).unwrap();
+    let two = 2 * plan.knobs().chunk as u64 * plan.kv_bytes_per_token();
+    assert!(two < plan.store_bytes() && plan.store_bytes() < two + MIB, "{} bytes", plan.store_bytes());
+    let report = plan.report().host;
+    assert_eq!(report.bytes, plan.host_bytes() + plan.store_bytes());
+    assert!(report.regions.iter().any(|r| r.name == "session store" && r.bytes == plan.store_bytes()));
+    let fits = |host_budget, chunk| {
+        let overrides = Overrides { chunk: Some(chunk), resident_heads: Some(0), ..Overrides::default() };
+        Plan::new(&spec, &Request { host_budget, overrides, ..stored.clone() }).map(|plan| {
+            assert!(plan.host_bytes() + plan.store_bytes() <= host_budget);
+        })
+    };
+    let Err(PlanError::DoesNotFit { need, memory: "host", .. }) = fits(17 * GIB, 8192) else {
+        panic!("16 GiB of KV and 2 of the store do not fit into 17");
+    };
+    assert!(fits(need.0, 8192).is_ok(), "what was said to be enough is");
+    assert!(fits(17 * GIB, 1024).is_ok(), "smaller checkpoints fit");
+}
+
+#[test]
+fn a_chunk_is_the_same_wherever_weights_and_kv_lie() {
+    let spec = llama_3_8b();
+    for machine in [Machine::default_cuda(), Machine { link_bytes_s: 53e9, ..Machine::default_cuda() }] {
+        let base = Request { device_budget: 64 * GIB, machine, ..request(DeviceKind::Cuda, 1 << 17) };
+        let chunk = |weights, placement| {
+            let request = Request { weights, placement, ..base.clone() };
+            Plan::new(&spec, &request).unwrap().knobs().chunk
+        };
+        let chunks = [
+            chunk(WeightsMode::Resident, PlacementMode::Resident),
+            chunk(WeightsMode::Resident, PlacementMode::Offload),
+            chunk(WeightsMode::Stream, PlacementMode::Offload),
+        ];
+        assert_eq!(chunks, [chunks[0]; 3]);
+    }
 }
 
 #[test]

@@ -55,6 +55,7 @@ pub(crate) fn request(device: DeviceKind, context: usize) -> Request {
         context,
         device_budget: 1 << 50,
         host_budget: 1 << 50,
+        stored: None,
         placement: PlacementMode::Auto,
         weights: WeightsMode::Auto,
         overrides: Overrides::default(),

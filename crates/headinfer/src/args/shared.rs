@@ -77,7 +77,7 @@ pub(crate) struct StoreArgs {
     /// Folder that keeps prefills: what begins as an earlier text did goes on from there, also after a crash.
     ///
     /// It is made for this user alone. Model, chunk and kind of device must be the same; memory, placement and
-    /// tile may differ. Checkpoints are whole chunks, at least 512 tokens; two are held in memory besides the plan's.
+    /// tile may differ. Checkpoints are whole chunks, at least 512 tokens; --host-memory holds two of them besides the KV.
     #[arg(long, value_name = "DIR")]
     pub(crate) cache_dir: Option<PathBuf>,
 

@@ -34,6 +34,7 @@ pub(crate) fn usual_rates(cache: Option<&Path>) -> Result<Rates> {
         device_budget: 24 * GIB,
         // The plan is measured, not run.
         host_budget: 1 << 50,
+        stored: None,
         placement: PlacementMode::Offload,
         weights: WeightsMode::Resident,
         overrides: Overrides::default(),

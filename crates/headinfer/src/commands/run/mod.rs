@@ -11,6 +11,7 @@ use anyhow::Result;
 use headinfer_core::engine::generate::{Finish, Limits, generate};
 use headinfer_core::engine::sample::{Sampler, Sampling};
 use headinfer_core::engine::{EngineError, Session};
+use headinfer_core::plan::Request;
 use headinfer_core::text::Tokenizer;
 use serde_json::json;
 
@@ -19,7 +20,7 @@ use crate::error::{Exit, Failure};
 use crate::model_source::{Model, ModelSource};
 use crate::sessions::Keeper;
 use crate::summary::{Phase, Summary};
-use crate::{device, input, interrupt, open, output, progress, summary};
+use crate::{device, input, interrupt, open, output, progress, sessions, summary};
 use printer::Printer;
 
 /// New tokens when not told otherwise.
@@ -39,6 +40,7 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<()> {
     let ids = prompt::ids(args, &tokenizer, text)?;
     let (context, new_tokens) = lengths(args, ids.len())?;
     let request = open::request(model.generated_bytes(), device, context, &args.engine, environment);
+    let request = Request { stored: sessions::interval_min(&args.store), ..request };
     let plan = open::plan(&model.spec, &request)?;
     let mut printer = Printer::new(&tokenizer, args.stop.clone(), !args.json)?;
     let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
