@@ -57,6 +57,7 @@ pub struct Cuda {
     /// The stamp each command starts at.
     starts: Vec<usize>,
     step_start: Event,
+    begun: [Event; STEPS_IN_FLIGHT],
     done: [Event; STEPS_IN_FLIGHT],
     ends: [Event; 2],
     steps: usize,
@@ -130,6 +131,7 @@ impl Cuda {
             signallers: Vec::new(),
             starts: Vec::new(),
             step_start: Event::new(true)?,
+            begun: [Event::new(false)?, Event::new(false)?],
             done: [Event::new(false)?, Event::new(false)?],
             ends: [Event::new(false)?, Event::new(false)?],
             steps: 0,
@@ -275,9 +277,9 @@ impl Cuda {
         let from = plan.host_ids_operand(ids.len(), turn).as_slice()[0].span;
         let to = plan.ids_operand(ids.len()).as_slice()[0].span;
         self.executor.memories.host::<u32>(from).copy_from_slice(ids);
+        let [compute, others @ ..] = &self.lanes;
         if self.steps > 0 {
-            let last = &self.done[(self.steps - 1) % STEPS_IN_FLIGHT];
-            self.lanes.iter().try_for_each(|lane| lane.wait(last))?;
+            compute.wait(&self.done[(self.steps - 1) % STEPS_IN_FLIGHT])?;
         }
         if self.keep_timeline {
             self.stamps.grow(2 * schedule.commands.len())?;
@@ -286,9 +288,14 @@ impl Cuda {
                 command.signals.iter().for_each(|event| self.signallers[event.0 as usize] = index);
             }
             self.starts = starts(schedule);
-            self.lanes[0].record(&self.step_start)?;
+            compute.record(&self.step_start)?;
         }
-        self.executor.memories.copy(from, to, self.lanes[0].raw())
+        self.executor.memories.copy(from, to, compute.raw())?;
+        // The other lanes' copies come after it: the device has one queue for copies of a direction, and the first
+        // command would wait until the ring is full.
+        let begun = &self.begun[turn];
+        compute.record(begun)?;
+        others.iter().try_for_each(|lane| lane.wait(begun))
     }
 
     fn command(&mut self, schedule: &Schedule, index: usize, command: &Command) -> Result<(), CudaError> {

@@ -214,8 +214,8 @@ fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) 
     let o = &request.overrides;
     let (chunk, [tile_bytes, slot_bytes], mlp_rows, activation) = match request.device {
         DeviceKind::Cpu => (512, [4 * MIB; 2], 256, DType::F32),
-        // Two long tiles a launch: what passes between launches is then below a percent of their copies.
-        DeviceKind::Cuda => (request.machine.hiding_chunk(spec), [16 * MIB, 32 * MIB], 1024, DType::Bf16),
+        // Two long tiles a launch: what passes between launches, and the state they carry, is then below a percent.
+        DeviceKind::Cuda => (request.machine.hiding_chunk(spec), [32 * MIB, 64 * MIB], 1024, DType::Bf16),
     };
     let chunk = o.chunk.unwrap_or((chunk >> level).max(16)).min(request.context);
     let tokens = |bytes: u64| (bytes >> level) as usize / (4 * spec.head_dim);
