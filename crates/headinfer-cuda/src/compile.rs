@@ -53,6 +53,7 @@ pub fn units(head_dim: usize, tiling: &Tiling) -> Vec<Unit> {
     vec![
         plain("embed", include_str!("kernels/embed.cu")),
         plain("norm", include_str!("kernels/norm.cu")),
+        plain("product", include_str!("kernels/product.cu")),
         plain("project", include_str!("kernels/project.cu")),
         plain("swiglu", include_str!("kernels/swiglu.cu")),
         plain("bias", include_str!("kernels/bias.cu")),

@@ -15,6 +15,7 @@ use crate::gemm::{Gemm, Output, Shape};
 use crate::launch::Kernels;
 use crate::launch::attention_prefill::Attention;
 use crate::launch::embed::Angles;
+use crate::launch::product;
 use crate::launch::project::Projection;
 
 pub(crate) struct Executor {
@@ -303,6 +304,9 @@ impl Run<'_> {
     }
 
     fn product(&mut self, s: Shape, weight: Pointer, from: Pointer, to: Pointer) -> Result<(), CudaError> {
+        if product::fits(&s) {
+            return self.x.kernels.product(self.stream, s, weight, from, to);
+        }
         let workspace = self.at(Role::Workspace, 0);
         self.x.gemm.run(self.stream, s, weight, from, to, workspace)
     }

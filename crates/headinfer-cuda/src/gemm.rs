@@ -1,4 +1,4 @@
-//! Matrix products by cuBLASLt: y = x · wᵀ, activations `[rows, in]` and weights `[out, in]` row by row, bf16, with
+//! Matrix products of more than a few rows by cuBLASLt: y = x · wᵀ, activations `[rows, in]` and weights `[out, in]` row by row, bf16, with
 //! f32 accumulation.
 //!
 //! The algorithm of a shape is asked for once and kept, so that a shape always gives the same bits.

@@ -8,6 +8,7 @@ pub(crate) mod bias;
 pub(crate) mod delay;
 pub(crate) mod embed;
 pub(crate) mod norm;
+pub(crate) mod product;
 pub(crate) mod project;
 pub(crate) mod random_weights;
 pub(crate) mod swiglu;
@@ -32,6 +33,7 @@ pub(crate) struct Kernels {
     embed: CUfunction,
     rope_table: CUfunction,
     rms_norm: CUfunction,
+    products: [CUfunction; product::ROWS_MAX],
     project: CUfunction,
     swiglu: CUfunction,
     add_bias: CUfunction,
@@ -72,6 +74,12 @@ impl Kernels {
             embed: modules.function("embed", 0)?,
             rope_table: modules.function("rope_table", 0)?,
             rms_norm: modules.function("rms_norm", 0)?,
+            products: [
+                modules.function("product_1", 0)?,
+                modules.function("product_2", 0)?,
+                modules.function("product_3", 0)?,
+                modules.function("product_4", 0)?,
+            ],
             project: modules.function("project", 0)?,
             swiglu: modules.function("swiglu", 0)?,
             add_bias: modules.function("add_bias", 0)?,

@@ -1,0 +1,94 @@
+// Products of a few rows: y = x · wᵀ with w [out, inner] read once, at the rate of the device's memory. A warp takes
+// OUTPUTS neighbouring outputs; its lanes take 16 bytes of w in turn, so that each output's sum has one order.
+
+#define WARPS 8
+#define OUTPUTS 2
+#define UNROLL 4
+#define LANE_ELEMENTS 8
+#define WARP_ELEMENTS (32 * LANE_ELEMENTS)
+
+struct ProductParams {
+    const bf16 *weight; // [out, inner]
+    const bf16 *from;   // [rows, from_stride]
+    void *to;           // [rows, to_stride]
+    u32 out;
+    u32 inner;       // a multiple of 8
+    u32 from_stride; // a multiple of 8
+    u32 to_stride;
+    u32 output; // 0: bf16, 1: f32, 2: added to f32
+};
+
+// Weights pass the first cache by, which x needs. Volatile, or the compiler puts each load beside its use.
+__device__ __forceinline__ uint4 load_weight(const bf16 *from) {
+    uint4 w;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+        : "l"(from));
+    return w;
+}
+
+// Adds eight products to two sums: of the lower and of the higher halves.
+__device__ __forceinline__ void add_products(float (&sums)[2], const uint4 &w, const uint4 &x) {
+    const u32 *ws = &w.x, *xs = &x.x;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        sums[0] += low_bf16(ws[i]) * low_bf16(xs[i]);
+        sums[1] += high_bf16(ws[i]) * high_bf16(xs[i]);
+    }
+}
+
+__device__ __forceinline__ void store(const ProductParams &p, u64 at, float sum) {
+    switch (p.output) {
+    case 0: ((bf16 *)p.to)[at] = to_bf16(sum); break;
+    case 1: ((float *)p.to)[at] = sum; break;
+    default: ((float *)p.to)[at] += sum;
+    }
+}
+
+template <int ROWS> __device__ __forceinline__ void product(const ProductParams &p) {
+    u32 lane = threadIdx.x & 31;
+    u32 first = (blockIdx.x * WARPS + (threadIdx.x >> 5)) * OUTPUTS;
+    if (first >= p.out) return;
+    const bf16 *weight[OUTPUTS];
+#pragma unroll
+    for (int j = 0; j < OUTPUTS; j++) weight[j] = p.weight + (u64)min(first + j, p.out - 1) * p.inner;
+    float sums[OUTPUTS][ROWS][2] = {};
+    u32 base = 0;
+    for (; base + UNROLL * WARP_ELEMENTS <= p.inner; base += UNROLL * WARP_ELEMENTS) {
+        uint4 w[UNROLL][OUTPUTS];
+        u32 k = base + lane * LANE_ELEMENTS;
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++)
+#pragma unroll
+            for (int j = 0; j < OUTPUTS; j++) w[u][j] = load_weight(weight[j] + k + u * WARP_ELEMENTS);
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++)
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                const bf16 *from = p.from + (u64)r * p.from_stride + k + u * WARP_ELEMENTS;
+                uint4 x = *(const uint4 *)from;
+#pragma unroll
+                for (int j = 0; j < OUTPUTS; j++) add_products(sums[j][r], w[u][j], x);
+            }
+    }
+    for (u32 k = base + lane * LANE_ELEMENTS; k < p.inner; k += WARP_ELEMENTS)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            uint4 x = *(const uint4 *)(p.from + (u64)r * p.from_stride + k);
+#pragma unroll
+            for (int j = 0; j < OUTPUTS; j++) add_products(sums[j][r], load_weight(weight[j] + k), x);
+        }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int j = 0; j < OUTPUTS; j++) {
+            float sum = warp_sum(sums[j][r][0] + sums[j][r][1]);
+            if (lane == 0 && first + j < p.out) store(p, (u64)r * p.to_stride + first + j, sum);
+        }
+}
+
+// One for each number of rows: a warp's sums are registers.
+extern "C" __global__ void __launch_bounds__(32 * WARPS) product_1(const ProductParams p) { product<1>(p); }
+extern "C" __global__ void __launch_bounds__(32 * WARPS) product_2(const ProductParams p) { product<2>(p); }
+extern "C" __global__ void __launch_bounds__(32 * WARPS) product_3(const ProductParams p) { product<3>(p); }
+extern "C" __global__ void __launch_bounds__(32 * WARPS) product_4(const ProductParams p) { product<4>(p); }
