@@ -69,25 +69,28 @@ impl Memories {
     /// The address under which kernels read a host span in place, at the speed of the link.
     ///
     /// # Errors
-    /// [`CudaError`] when the device does not see registered memory where the host does, as it does with unified
-    /// addressing: then pieces that were registered apart may not follow one another.
+    /// [`CudaError`] when pieces of the span, which were registered apart, do not follow one another for the device: with
+    /// unified addressing they do.
     pub(crate) fn mapped(&self, span: Span) -> Result<Pointer, CudaError> {
-        let start = self.host_at(span);
-        let piece = self.host.piece();
-        let first = span.offset / piece * piece;
-        for offset in (first..span.offset + span.bytes).step_by(piece as usize) {
-            let at = start.wrapping_offset(offset.max(span.offset) as isize - span.offset as isize);
+        let (piece, start) = (self.host.piece(), self.host_at(span));
+        let address = |offset: u64| {
+            let at = start.wrapping_offset((offset - span.offset) as isize);
             let mut address: Pointer = 0;
             // SAFETY: the span is inside the mapping, which is registered; writes one address.
             unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, at.cast::<c_void>(), 0) }
                 .result()
                 .named("cuMemHostGetDevicePointer")?;
-            if address != at as Pointer {
-                let text = "host memory has another address on the device: use --weights resident".into();
+            Ok(address)
+        };
+        let first = address(span.offset)?;
+        let borders = (span.offset / piece + 1) * piece..span.offset + span.bytes;
+        for offset in borders.step_by(piece as usize) {
+            if address(offset)? != first + (offset - span.offset) {
+                let text = "host memory is in pieces for the device: use --weights resident".into();
                 return Err(CudaError::call("cuMemHostGetDevicePointer", text));
             }
         }
-        Ok(start as Pointer)
+        Ok(first)
     }
 
     /// A host span as elements, once it is ready. No lane may be writing it, nor any other borrow of it live.

@@ -57,7 +57,6 @@ pub struct Cuda {
     /// The stamp each command starts at.
     starts: Vec<usize>,
     step_start: Event,
-    begun: [Event; STEPS_IN_FLIGHT],
     done: [Event; STEPS_IN_FLIGHT],
     ends: [Event; 2],
     steps: usize,
@@ -131,7 +130,6 @@ impl Cuda {
             signallers: Vec::new(),
             starts: Vec::new(),
             step_start: Event::new(true)?,
-            begun: [Event::new(false)?, Event::new(false)?],
             done: [Event::new(false)?, Event::new(false)?],
             ends: [Event::new(false)?, Event::new(false)?],
             steps: 0,
@@ -277,10 +275,11 @@ impl Cuda {
         let from = plan.host_ids_operand(ids.len(), turn).as_slice()[0].span;
         let to = plan.ids_operand(ids.len()).as_slice()[0].span;
         self.executor.memories.host::<u32>(from).copy_from_slice(ids);
-        let [compute, others @ ..] = &self.lanes;
         if self.steps > 0 {
-            compute.wait(&self.done[(self.steps - 1) % STEPS_IN_FLIGHT])?;
+            let last = &self.done[(self.steps - 1) % STEPS_IN_FLIGHT];
+            self.lanes.iter().try_for_each(|lane| lane.wait(last))?;
         }
+        let compute = &self.lanes[0];
         if self.keep_timeline {
             self.stamps.grow(2 * schedule.commands.len())?;
             self.signallers.resize(schedule.events, 0);
@@ -290,12 +289,8 @@ impl Cuda {
             self.starts = starts(schedule);
             compute.record(&self.step_start)?;
         }
-        self.executor.memories.copy(from, to, compute.raw())?;
-        // The other lanes' copies come after it: the device has one queue for copies of a direction, and the first
-        // command would wait until the ring is full.
-        let begun = &self.begun[turn];
-        compute.record(begun)?;
-        others.iter().try_for_each(|lane| lane.wait(begun))
+        let (from, to) = (self.executor.memories.mapped(from)?, self.executor.memories.pointer(to));
+        self.executor.kernels.take_ids(compute.raw(), from, (to, ids.len()))
     }
 
     fn command(&mut self, schedule: &Schedule, index: usize, command: &Command) -> Result<(), CudaError> {

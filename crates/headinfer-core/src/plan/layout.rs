@@ -18,6 +18,9 @@ pub const DECODE_ROWS: usize = 16;
 pub const SPLITS_IN_FLIGHT: usize = 64;
 /// Workspace of a GPU's matrix products: what cuBLASLt's documentation advises for its largest devices.
 pub const GEMM_WORKSPACE: u64 = 32 * MIB;
+/// Rows that lie together in the store of a GPU's head, where a tile is a multiple of them: as the prefill goes on the
+/// host's memory is pinned in steps of these, and copies of as many rows of 64 elements are no slower than longer ones.
+pub(super) const STORE_PIECE: usize = 16384;
 /// Steps that a GPU's host may be ahead of it: each has its own place for token ids.
 pub const STEPS_IN_FLIGHT: usize = 2;
 /// Copies that a streamed block of weights is cut into, so that KV tiles need not wait for all of it.
@@ -93,7 +96,7 @@ pub enum RegionId {
     Ring,
     /// Heads that never leave the device, bf16 `[head][K rows | V rows]`.
     ResidentKv,
-    /// The KV store, bf16 `[tile][layer][kv_head][K rows | V rows]`: it fills from its start to its end. The last
+    /// The KV store, bf16 `[piece][layer][kv_head][K rows | V rows]`: it fills from its start to its end. The last
     /// of the host's regions.
     HostKv,
     /// All weights, when a GPU streams them: copies need memory that is pinned. Shared ones, then each layer's.
@@ -274,19 +277,28 @@ impl Layout {
         }
     }
 
-    /// Rows a head's store holds: the context, up to a whole tile.
+    /// Rows a head's store holds: the context, up to a whole piece.
     pub fn store_rows(&self) -> usize {
-        self.knobs.context.next_multiple_of(self.knobs.tile)
+        self.knobs.context.next_multiple_of(self.piece_rows())
+    }
+
+    /// Consecutive rows that lie together in a head's store; a tile is a whole number of pieces.
+    pub fn piece_rows(&self) -> usize {
+        match self.knobs.device {
+            DeviceKind::Cuda if self.knobs.tile.is_multiple_of(STORE_PIECE) => STORE_PIECE,
+            // The CPU attends to a tile where it lies.
+            DeviceKind::Cuda | DeviceKind::Cpu => self.knobs.tile,
+        }
     }
 
     /// Host memory that the first `rows` rows of a context need, bytes from its start: all but the KV store, and the
-    /// store's tiles up to the last of them.
+    /// store's pieces up to the last of them.
     pub fn host_extent(&self, rows: usize) -> u64 {
         let Some(store) = self.regions.iter().find(|r| r.id == RegionId::HostKv) else {
             return self.host_bytes;
         };
-        let (tiles, all) = (rows.div_ceil(self.knobs.tile), self.store_rows() / self.knobs.tile);
-        store.span.offset + store.span.bytes / all as u64 * tiles.min(all) as u64
+        let (pieces, all) = (rows.div_ceil(self.piece_rows()), self.store_rows() / self.piece_rows());
+        store.span.offset + store.span.bytes / all as u64 * pieces.min(all) as u64
     }
 
     /// Bytes of one layer's weights as copied, tensors aligned.

@@ -3,6 +3,8 @@
 //! The hazard check orders these ranges, the CPU backend borrows exactly these ranges, a GPU backend turns
 //! them into pointers. What an op does not declare here it cannot reach.
 
+use std::ops::Range;
+
 use super::choose::DeviceKind;
 use super::layout::{DECODE_ROWS, Place, RegionId, STEPS_IN_FLIGHT, Span};
 use super::op::{Heads, Op, Part, Step};
@@ -148,9 +150,7 @@ impl Plan {
             piece(at.resident(index, 0, rows as u64));
             return o;
         }
-        for tile in 0..rows.div_ceil(self.knobs().tile) {
-            piece(at.stored(layer, head, tile, 0, self.tile_rows(&step, tile)));
-        }
+        at.stored(layer, head, 0..rows).for_each(piece);
         o
     }
 
@@ -170,9 +170,11 @@ impl Plan {
         let mut o = Operands::default();
         let at =
             Addresses { plan: self, layout: &self.layout, step: &Step { past: 0, rows: 0, logit_rows: 0 } };
-        let (key, value) = at.stored(layer, head, tile, 0, self.knobs().tile);
-        o.write(Role::Key, key);
-        o.write(Role::Value, value);
+        let size = self.knobs().tile;
+        for (key, value) in at.stored(layer, head, tile * size..(tile + 1) * size) {
+            o.write(Role::Key, key);
+            o.write(Role::Value, value);
+        }
         Some(o)
     }
 
@@ -344,21 +346,36 @@ impl Addresses<'_> {
         )
     }
 
-    /// K and V of rows `[first, first + rows)` of one tile of a head's store.
-    fn stored(&self, layer: usize, head: usize, tile: usize, first: usize, rows: usize) -> (Span, Span) {
+    /// K and V of some rows of a head's store, cut at its pieces.
+    fn stored(&self, layer: usize, head: usize, rows: Range<usize>) -> impl Iterator<Item = (Span, Span)> {
+        let piece = self.layout.piece_rows();
+        (rows.start / piece..rows.end.div_ceil(piece)).map(move |index| {
+            let (first, end) = (rows.start.max(index * piece), rows.end.min((index + 1) * piece));
+            self.stored_piece(layer, head, index, first - index * piece..end - index * piece)
+        })
+    }
+
+    /// K and V of some rows of one piece of a head's store.
+    fn stored_piece(&self, layer: usize, head: usize, piece: usize, rows: Range<usize>) -> (Span, Span) {
         let (Place::Streamed(index) | Place::HostAttend(index)) =
             self.layout.place(layer, head, self.plan.spec.kv_heads)
         else {
             panic!("layer {layer} head {head} has no store on the host");
         };
-        let half = self.plan.knobs().tile as u64 * self.d() * 2;
+        let half = self.layout.piece_rows() as u64 * self.d() * 2;
         let heads = self.layout.host_heads_total(&self.plan.spec) as u64;
-        let base = (tile as u64 * heads + index as u64) * 2 * half;
-        let (offset, bytes) = (first as u64 * self.d() * 2, rows as u64 * self.d() * 2);
+        let base = (piece as u64 * heads + index as u64) * 2 * half;
+        let (offset, bytes) = (rows.start as u64 * self.d() * 2, rows.len() as u64 * self.d() * 2);
         (
             self.layout.span(RegionId::HostKv, base + offset, bytes),
             self.layout.span(RegionId::HostKv, base + half + offset, bytes),
         )
+    }
+
+    /// Rows of the past that a tile holds.
+    fn past_rows(&self, tile: usize) -> Range<usize> {
+        let first = tile * self.plan.knobs().tile;
+        first..first + self.plan.tile_rows(self.step, tile)
     }
 
     /// K and V of the first `rows` rows of one head in a ring slot.
@@ -411,24 +428,17 @@ impl Addresses<'_> {
     }
 
     fn evict(&self, o: &mut Operands, layer: usize) {
-        let tile_rows = self.plan.knobs().tile;
+        let rows = self.step.past..self.step.past + self.step.rows;
         for head in self.layout.resident(layer).end..self.plan.spec.kv_heads {
             let (key, value) = self.own(layer, head);
             let mut done = 0;
-            while done < self.step.rows {
-                let position = self.step.past + done;
-                let rows = (tile_rows - position % tile_rows).min(self.step.rows - done);
-                let part = |s: Span| Span {
-                    offset: s.offset + done as u64 * self.d() * 2,
-                    bytes: rows as u64 * self.d() * 2,
-                    ..s
-                };
-                let (to_k, to_v) = self.stored(layer, head, position / tile_rows, position % tile_rows, rows);
+            for (to_k, to_v) in self.stored(layer, head, rows.clone()) {
+                let part = |s: Span| Span { offset: s.offset + done, bytes: to_k.bytes, ..s };
                 o.read(Role::Key, part(key));
                 o.write(Role::KeyTo, to_k);
                 o.read(Role::Value, part(value));
                 o.write(Role::ValueTo, to_v);
-                done += rows;
+                done += to_k.bytes;
             }
         }
     }
@@ -436,12 +446,16 @@ impl Addresses<'_> {
     fn fetch(&self, o: &mut Operands, layer: usize, heads: Heads, tile: usize, slot: usize) {
         let rows = self.plan.tile_rows(self.step, tile);
         for head in heads.iter() {
-            let (from_k, from_v) = self.stored(layer, head, tile, 0, rows);
             let (to_k, to_v) = self.slot(slot, head - heads.start, rows);
-            o.read(Role::Key, from_k);
-            o.write(Role::KeyTo, to_k);
-            o.read(Role::Value, from_v);
-            o.write(Role::ValueTo, to_v);
+            let mut done = 0;
+            for (from_k, from_v) in self.stored(layer, head, self.past_rows(tile)) {
+                let part = |s: Span| Span { offset: s.offset + done, bytes: from_k.bytes, ..s };
+                o.read(Role::Key, from_k);
+                o.write(Role::KeyTo, part(to_k));
+                o.read(Role::Value, from_v);
+                o.write(Role::ValueTo, part(to_v));
+                done += from_k.bytes;
+            }
         }
     }
 
@@ -480,9 +494,10 @@ impl Addresses<'_> {
         }
         for tile in self.plan.visible_tiles(self.step, layer) {
             for head in heads.iter() {
-                let (k, v) = self.stored(layer, head, tile, 0, self.plan.tile_rows(self.step, tile));
-                o.read(Role::Key, k);
-                o.read(Role::Value, v);
+                for (k, v) in self.stored(layer, head, self.past_rows(tile)) {
+                    o.read(Role::Key, k);
+                    o.read(Role::Value, v);
+                }
             }
         }
         self.host_state(o, layer, heads, [Role::StateMax, Role::StateSum, Role::StateAcc], Access::Write);

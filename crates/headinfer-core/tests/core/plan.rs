@@ -1,6 +1,7 @@
 //! Plans, schedules and hazards: what can be said without arithmetic.
 
 use headinfer_core::plan::hazard::{self, Hazard, Order};
+use headinfer_core::plan::{Heads, Operands, Role, Span};
 use headinfer_core::plan::paper::PaperLayout;
 use headinfer_core::plan::{
     Cost, DeviceKind, Event, Lane, Machine, Memory, Op, Overrides, PlacementMode, Plan, PlanError, RegionId,
@@ -64,14 +65,55 @@ fn a_step_touches_no_host_memory_beyond_its_extent() {
         let spans = operands.flat_map(|o| o.as_slice().to_vec()).map(|o| o.span);
         let end = spans.filter(|s| s.memory == Memory::Host).map(|s| s.offset + s.bytes).max().unwrap_or(0);
         assert!(end <= extent, "{end} {extent} {:?} {step:?}", plan.knobs());
-        // The step's own rows are in the last tile of the extent, if any head lives on the host.
-        let tile = plan.knobs().tile;
-        let before = plan.layout().host_extent((step.past + step.rows - 1) / tile * tile);
+        // The step's own rows are in the last piece of the extent, if any head lives on the host.
+        let piece = plan.layout().piece_rows();
+        let before = plan.layout().host_extent((step.past + step.rows - 1) / piece * piece);
         tight += usize::from(end > before);
         let all = plan.layout().bytes(Memory::Host);
         assert!(all - plan.layout().host_extent(plan.knobs().context) < 256, "the store comes last");
     }
     assert!(tight > 200, "{tight}");
+}
+
+#[test]
+fn what_is_evicted_is_what_is_fetched_and_kept_whatever_the_tile() {
+    let (spec, context, past) = (tiny(2, 4, 2, 32), 200_000, 150_000);
+    for (tile, piece) in [(65_536, 16_384), (16_384, 16_384), (20_480, 20_480), (131_072, 16_384)] {
+        let overrides = Overrides { tile: Some(tile), chunk: Some(8192), ..Overrides::default() };
+        let offload = Request { overrides, ..request(DeviceKind::Cuda, context) };
+        let plan = Plan::new(&spec, &Request { placement: PlacementMode::Offload, ..offload }).unwrap();
+        assert_eq!(plan.layout().piece_rows(), piece);
+        assert!(plan.layout().store_rows() < context + piece, "no more is kept than the last piece");
+        let step = |past, rows| Step { past, rows, logit_rows: 0 };
+        let spans = |o: Operands, role| -> Vec<_> {
+            o.as_slice().iter().filter(|o| o.role == role).map(|o| o.span).collect()
+        };
+        for (layer, head) in [(0, 0), (1, 1)] {
+            let kept = spans(plan.past_operands(layer, head, past), Role::Key);
+            let heads = Heads { start: head, end: head + 1 };
+            let fetch = |tile| Op::Fetch { layer, heads, tile, slot: 0 };
+            let fetched = (0..past.div_ceil(tile)).flat_map(|t| {
+                let operands = plan.operands(&step(past, 8192), &fetch(t));
+                let to = spans(operands.clone(), Role::KeyTo);
+                assert!(to.windows(2).all(|w| w[0].offset + w[0].bytes == w[1].offset), "a tile has no gaps");
+                spans(operands, Role::Key)
+            });
+            assert_eq!(fetched.collect::<Vec<_>>(), kept);
+            let evicted = (0..past).step_by(8192).flat_map(|from| {
+                let operands = plan.operands(&step(from, 8192.min(past - from)), &Op::Evict { layer });
+                let to = spans(operands, Role::KeyTo);
+                // All heads' pieces, head by head.
+                let each = to.len() / 2;
+                to[head * each..(head + 1) * each].to_vec()
+            });
+            let evicted: Vec<_> = evicted.collect();
+            let covered = |span: &Span| {
+                let inside = evicted.iter().filter(|e| e.overlaps(span));
+                inside.map(|e| e.bytes).sum::<u64>() == span.bytes
+            };
+            assert!(kept.iter().all(covered), "tile {tile}");
+        }
+    }
 }
 
 #[test]

@@ -1,4 +1,15 @@
-// Rows of the embedding for the step's tokens, and the cosines and sines of their positions.
+// The step's tokens, rows of the embedding for them, and the cosines and sines of their positions.
+
+struct IdsParams {
+    const u32 *from; // [count], on the host
+    u32 *to;         // [count]
+    u32 count;
+};
+
+extern "C" __global__ void take_ids(const IdsParams p) {
+    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < p.count) p.to[i] = p.from[i];
+}
 
 struct EmbedParams {
     const u32 *ids;    // [rows]

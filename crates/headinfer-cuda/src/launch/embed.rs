@@ -10,6 +10,13 @@ const THREADS: u32 = 256;
 const HALF_MAX: usize = 128;
 
 #[repr(C)]
+struct IdsParams {
+    from: Pointer,
+    to: Pointer,
+    count: u32,
+}
+
+#[repr(C)]
 struct EmbedParams {
     ids: Pointer,
     table: Pointer,
@@ -40,6 +47,20 @@ pub(crate) struct Angles<'a> {
 }
 
 impl Kernels {
+    /// Token ids from the host. By a kernel: a copy would queue with those of the other lanes, and what follows a copy
+    /// on its stream, be it an event, may have to wait until their queue is empty.
+    pub(crate) fn take_ids(
+        &self,
+        stream: CUstream,
+        from: Pointer,
+        (to, count): (Pointer, usize),
+    ) -> Result<(), CudaError> {
+        let mut params = IdsParams { from, to, count: count as u32 };
+        let spread = Spread { grid: (blocks(count as u64, THREADS), 1), block: THREADS, shared: 0 };
+        // SAFETY: the kernel's layout; `from` is pinned, and the addresses are the step's spans.
+        unsafe { launch(self.take_ids, &spread, stream, "take_ids", &mut params) }
+    }
+
     /// Rows `ids` of the table `[vocab, width]` to f32.
     pub(crate) fn embed(
         &self,

@@ -30,6 +30,7 @@ pub(crate) const HEADS_MAX: usize = 64;
 
 /// Every kernel, loaded.
 pub(crate) struct Kernels {
+    take_ids: CUfunction,
     embed: CUfunction,
     rope_table: CUfunction,
     rms_norm: CUfunction,
@@ -71,6 +72,7 @@ impl Kernels {
             modules.load(&cubin)?;
         }
         let kernels = Self {
+            take_ids: modules.function("take_ids", 0)?,
             embed: modules.function("embed", 0)?,
             rope_table: modules.function("rope_table", 0)?,
             rms_norm: modules.function("rms_norm", 0)?,
