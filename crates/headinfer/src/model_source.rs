@@ -201,7 +201,7 @@ fn known(shape: &str) -> Result<ModelSpec> {
 }
 
 fn shapes() -> String {
-    format!("known shapes: {}", known_names().join(", "))
+    format!("known shapes: {}; SHAPE/N is the first N layers of one", known_names().join(", "))
 }
 
 /// Generated weights are made in memory at once: what cannot be held is refused before.

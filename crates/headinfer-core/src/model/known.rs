@@ -54,9 +54,18 @@ const SHAPES: [Shape; 14] = {
     ]
 };
 
-/// The spec of a known shape, in bf16; `None` for an unknown name.
+/// The spec of a known shape, in bf16, or of its first N layers as `name/N`: so that a context can be measured whose KV
+/// over all layers would not fit. `None` for an unknown name, or layers it does not have.
 pub fn known_shape(name: &str) -> Option<ModelSpec> {
-    let shape = SHAPES.iter().find(|s| s.name == name)?;
+    let (whole, layers) = match name.split_once('/') {
+        Some((whole, layers)) => (whole, Some(layers.parse::<usize>().ok()?)),
+        None => (name, None),
+    };
+    let shape = SHAPES.iter().find(|s| s.name == whole)?;
+    let layers = layers.unwrap_or(shape.layers);
+    if layers == 0 || layers > shape.layers {
+        return None;
+    }
     let scaling = if shape.llama3_factor == 0.0 {
         RopeScaling::Default
     } else {
@@ -70,11 +79,11 @@ pub fn known_shape(name: &str) -> Option<ModelSpec> {
     let is_qwen = matches!(shape.family, Architecture::Qwen2 | Architecture::Qwen3);
     let [q_heads, kv_heads, head_dim] = shape.heads;
     Some(ModelSpec {
-        name: shape.name.into(),
+        name: name.into(),
         architecture: shape.family,
         vocab: shape.vocab,
         hidden: shape.hidden,
-        layers: shape.layers,
+        layers,
         q_heads,
         kv_heads,
         head_dim,
@@ -87,7 +96,7 @@ pub fn known_shape(name: &str) -> Option<ModelSpec> {
         o_bias: false,
         mlp_bias: false,
         qk_norm: shape.family == Architecture::Qwen3,
-        windows: vec![None; shape.layers],
+        windows: vec![None; layers],
         dtype: DType::Bf16,
         bos: None,
         eos: Vec::new(),
@@ -131,6 +140,10 @@ mod tests {
             let spec = known_shape(name).unwrap();
             assert_eq!(parse_config(&config_json(&spec).to_string(), name).unwrap(), spec);
         }
-        assert_eq!(known_shape("llama-9"), None);
+        let eight = known_shape("llama-3-8b/24").unwrap();
+        assert_eq!((eight.layers, eight.windows.len(), eight.name.as_str()), (24, 24, "llama-3-8b/24"));
+        for bad in ["llama-9", "llama-3-8b/0", "llama-3-8b/33", "llama-3-8b/", "llama-3-8b/8/8"] {
+            assert_eq!(known_shape(bad), None);
+        }
     }
 }

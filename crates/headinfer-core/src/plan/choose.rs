@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::layout::{BLOCK, STORE_PIECE, Knobs, Layout, Memory, RegionId, SPLIT, WeightPlace};
+use super::layout::{BLOCK, Knobs, Layout, Memory, RegionId, SPLIT, STORE_PIECE, WeightPlace};
 use super::why::why;
 use super::{Machine, Plan};
 use crate::dtype::DType;
@@ -219,7 +219,8 @@ fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) 
     };
     let chunk = o.chunk.unwrap_or((chunk >> level).max(16)).min(request.context);
     let tokens = |bytes: u64| (bytes >> level) as usize / (4 * spec.head_dim);
-    let unit = if request.context > STORE_PIECE && tokens(tile_bytes) >= STORE_PIECE { STORE_PIECE } else { SPLIT };
+    let unit =
+        if request.context > STORE_PIECE && tokens(tile_bytes) >= STORE_PIECE { STORE_PIECE } else { SPLIT };
     let store = request.context.next_multiple_of(unit);
     let tile = o.tile.unwrap_or((tokens(tile_bytes) / unit * unit).clamp(unit, store));
     let group = o.heads_per_group.unwrap_or((tokens(slot_bytes) / tile).clamp(1, spec.kv_heads));

@@ -1,12 +1,12 @@
 //! Plans, schedules and hazards: what can be said without arithmetic.
 
 use headinfer_core::plan::hazard::{self, Hazard, Order};
-use headinfer_core::plan::{Heads, Operands, Role, Span};
 use headinfer_core::plan::paper::PaperLayout;
 use headinfer_core::plan::{
     Cost, DeviceKind, Event, Lane, Machine, Memory, Op, Overrides, PlacementMode, Plan, PlanError, RegionId,
     Request, Schedule, Step, WEIGHT_PARTS, WeightBlock, WeightPlace, WeightsMode,
 };
+use headinfer_core::plan::{Heads, Operands, Role, Span};
 use headinfer_core::units::{GIB, MIB};
 
 use crate::support::{Draw, llama_3_8b, request, tiny};
