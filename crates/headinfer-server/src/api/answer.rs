@@ -140,15 +140,17 @@ impl Answer {
         let (mut logprobs, mut chunks) = (Some(logprobs).filter(|p| !p.is_null()), Vec::new());
         for said in said {
             let logprobs = logprobs.take().unwrap_or_default();
-            let choice = match said {
-                Said::Text(text) => self.shape.chunk_choice(&text, logprobs, None),
+            match said {
+                Said::Text(text) => {
+                    chunks.push(self.chunk(self.shape.chunk_choice(&text, logprobs, None), options));
+                }
                 Said::Call(call) => {
                     self.called += 1;
                     let call = self.shape.call(&self.id, self.called - 1, &call);
-                    self.shape.call_choice(self.called - 1, call, logprobs)
+                    let choices = self.shape.call_choices(self.called - 1, call, logprobs);
+                    chunks.extend(choices.map(|choice| self.chunk(choice, options)));
                 }
-            };
-            chunks.push(self.chunk(choice, options));
+            }
         }
         let silent =
             logprobs.map(|logprobs| self.chunk(self.shape.chunk_choice("", logprobs, None), options));

@@ -9,10 +9,11 @@ use serde::Deserialize;
 
 use super::answer::Answer;
 use super::fields::Fields;
+use super::parse::parse;
 use super::request::{self, Request, top_logprobs};
 use super::shape::Shape;
 use super::tools::Tools;
-use super::{ApiError, App, format, parse};
+use super::{ApiError, App, format};
 use crate::model::today;
 
 pub(super) async fn create(
@@ -27,15 +28,16 @@ pub(super) async fn create(
         let value = parse(bytes)?;
         let fields = Fields::of(&value)?;
         request::check(app, &fields)?;
-        let (logprobs, tools, format) = (logprobs(&fields)?, Tools::read(&fields)?, format::read(&fields)?);
+        let (logprobs, tools, format) =
+            (logprobs(&fields)?, Tools::read(app, &fields)?, format::read(&fields)?);
         let ids = prompt(app, &fields, bytes, tools.is_some())?;
         let request = Request::read(app, &fields, ("messages", ids), None, logprobs)?;
         let (param, grammar) = match &tools {
-            Some(tools) => (tools.param(), tools.grammar(app.calls, format.as_deref())?),
+            Some(tools) => (tools.param(format.as_deref()), tools.grammar(format.as_deref())?),
             None => (format::SCHEMA, format.map(|rule| format!("start: {rule}"))),
         };
         let request = request.obeying(app, param, grammar)?.named(session, "chat", &fields);
-        Ok((request, tools.map(|tools| tools.calls(app.calls))))
+        Ok((request, tools.map(|tools| tools.calls())))
     });
     let (request, calls) = request.await?;
     Answer::new(&app, Shape::Chat, calls).respond(&app, request).await

@@ -8,9 +8,10 @@ use serde_json::Value;
 
 use super::answer::Answer;
 use super::fields::Fields;
+use super::parse::parse;
 use super::request::{self, Request, token_ids, top_logprobs};
 use super::shape::Shape;
-use super::{ApiError, App, format, parse};
+use super::{ApiError, App, format};
 
 /// OpenAI's default of this endpoint.
 const MAX_TOKENS: usize = 16;

@@ -8,6 +8,7 @@ mod error;
 mod fields;
 mod format;
 mod models;
+mod parse;
 mod request;
 mod sessions;
 mod shape;
@@ -54,8 +55,8 @@ pub(crate) struct Inner {
     pub(crate) sessions: Sessions,
     bodies: Bodies,
     grammars: Grammars,
-    /// How the model writes calls of tools.
-    calls: CallFormat,
+    /// How the model writes calls of tools; `None`: its chat template shows it none.
+    calls: Option<CallFormat>,
     /// One permit for each connection that may still be opened.
     pub(crate) connections: Arc<Semaphore>,
     /// Answers so far, for their ids.
@@ -73,7 +74,8 @@ impl Deref for App {
 impl App {
     pub(crate) fn new(config: ServerConfig, model: ServedModel, engine: EngineHandle) -> Self {
         let tokenizer = engine.tokenizer().clone();
-        let calls = CallFormat::of(tokenizer.tool_template().unwrap_or_default());
+        // Without a template every chat is refused, and for that reason.
+        let calls = tokenizer.tool_template().map_or(Some(CallFormat::Arguments), CallFormat::of);
         let grammars = Grammars::new(tokenizer, model.end_tokens.clone());
         let (sessions, bodies) = (Sessions::new(&config.limits), Bodies::new(&config.limits));
         let connections = Arc::new(Semaphore::new(config.limits.connections));
@@ -130,15 +132,6 @@ impl App {
         let open = self.config.limits.connections.saturating_sub(self.connections.available_permits());
         metrics::render(self.shared(), &self.model.id, open)
     }
-}
-
-/// JSON of a body.
-///
-/// # Errors
-/// 400; too deep is an error too.
-fn parse(body: &[u8]) -> Result<Value, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {e}")))
 }
 
 fn json(status: StatusCode, value: &Value) -> Response {

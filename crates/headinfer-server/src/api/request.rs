@@ -20,8 +20,8 @@ use crate::worker::{Event, Feed, Job, Refused, Teller};
 /// Most likeliest tokens reported with each token.
 const TOP_LOGPROBS_MAX: usize = 20;
 const SESSION_BYTES_MAX: usize = 128;
-/// Fields of other servers that would change the answer, and are not read here.
-const REFUSED: [&str; 14] = [
+/// Fields of OpenAI's and other servers' that would change the answer, and are not read here.
+const REFUSED: [&str; 31] = [
     "functions",
     "function_call",
     "audio",
@@ -33,10 +33,44 @@ const REFUSED: [&str; 14] = [
     "guided_grammar",
     "structured_outputs",
     "grammar",
+    "json_schema",
     "stop_token_ids",
     "min_tokens",
     "use_beam_search",
+    "bad_words",
+    "allowed_token_ids",
+    "prompt_logprobs",
+    "truncate_prompt_tokens",
+    "include_stop_str_in_output",
+    "continue_final_message",
+    "chat_template",
+    "documents",
+    "n_predict",
+    "n_probs",
+    "mirostat",
+    "samplers",
+    "xtc_probability",
+    "dry_multiplier",
+    "dynatemp_range",
+    "lora",
 ];
+/// Fields that are not read here, and the value that changes nothing.
+static NEUTRAL: LazyLock<[(&str, Value); 12]> = LazyLock::new(|| {
+    [
+        ("n", json!(1)),
+        ("best_of", json!(1)),
+        ("frequency_penalty", json!(0)),
+        ("presence_penalty", json!(0)),
+        ("repeat_penalty", json!(1)),
+        ("typical_p", json!(1)),
+        ("logit_bias", json!({})),
+        ("echo", json!(false)),
+        ("suffix", json!("")),
+        ("modalities", json!(["text"])),
+        ("skip_special_tokens", json!(true)),
+        ("add_generation_prompt", json!(true)),
+    ]
+});
 /// Fields that do not bear on what the answer is.
 const PRESENTATION: [&str; 6] = ["stream", "stream_options", "return_progress", "user", "metadata", "store"];
 
@@ -160,21 +194,12 @@ pub(super) fn check(app: &App, fields: &Fields<'_>) -> Result<(), ApiError> {
     if let Some(id) = fields.text("model")? {
         models::check(app, id)?;
     }
-    let neutral = [
-        ("n", json!(1)),
-        ("best_of", json!(1)),
-        ("frequency_penalty", json!(0)),
-        ("presence_penalty", json!(0)),
-        ("logit_bias", json!({})),
-        ("echo", json!(false)),
-        ("suffix", json!("")),
-        ("modalities", json!(["text"])),
-    ];
-    for (name, value) in &neutral {
+    for (name, value) in NEUTRAL.iter() {
         fields.refuse_unless(name, value)?;
     }
-    let absent = REFUSED.iter().find(|name| fields.get(name).is_some_and(|given| *given != json!(false)));
-    match absent {
+    // Switched off, or nothing of it.
+    let off = |given: &Value| *given == json!(false) || given.as_f64() == Some(0.0);
+    match REFUSED.iter().find(|name| fields.get(name).is_some_and(|given| !off(given))) {
         None => Ok(()),
         Some(name) => Err(ApiError::field(*name, format!("{name} is not supported: leave it out"))),
     }

@@ -57,10 +57,14 @@ impl Shape {
         json!({"id": format!("call_{answer}-{at}"), "type": "function", "function": function})
     }
 
-    /// A chunk of one whole call, made by [`Shape::call`].
-    pub(super) fn call_choice(self, at: usize, mut call: Value, logprobs: Value) -> Value {
-        call["index"] = at.into();
-        json!({"index": 0, "delta": {"tool_calls": [call]}, "logprobs": logprobs, "finish_reason": null})
+    /// Chunks of one call, made by [`Shape::call`] and number `at`: what is called, then with which arguments.
+    pub(super) fn call_choices(self, at: usize, mut call: Value, logprobs: Value) -> [Value; 2] {
+        let arguments = call["function"]["arguments"].take();
+        (call["index"], call["function"]["arguments"]) = (at.into(), "".into());
+        let rest = json!({"index": at, "function": {"arguments": arguments}});
+        [(call, logprobs), (rest, Value::Null)].map(|(call, logprobs)| {
+            json!({"index": 0, "delta": {"tool_calls": [call]}, "logprobs": logprobs, "finish_reason": null})
+        })
     }
 
     /// Chats begin with the role.

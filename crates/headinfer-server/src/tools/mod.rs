@@ -6,7 +6,7 @@ mod calls;
 mod format;
 
 pub(crate) use calls::{Call, Calls, Said};
-pub(crate) use format::CallFormat;
+pub(crate) use format::{CallFormat, Wanted};
 
 use serde_json::{Value, json};
 
@@ -17,6 +17,8 @@ pub(crate) struct Tool {
     pub(crate) name: String,
     /// JSON schema of the arguments; without one there are none.
     pub(crate) parameters: Option<Value>,
+    /// The arguments obey the schema, however the model came to call.
+    pub(crate) strict: bool,
 }
 
 impl Tool {
