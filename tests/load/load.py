@@ -147,6 +147,7 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--out", type=pathlib.Path, help="writes the figures as JSON")
     options = parser.parse_args()
     server = Server(options.program)
     try:
@@ -178,18 +179,34 @@ def run(server, options):
     while server.metric("num_requests_running") or server.metric("num_requests_waiting"):
         assert time.monotonic() < deadline, "work is left when all have gone"
         time.sleep(0.05)
-    # Everything has been seen by the middle; what still grows then grows for ever.
+    # Everything has been seen by the first fifth; what still grows then grows for ever.
     peak = lambda a, b: max(bytes for at, bytes in memory if a <= at / options.seconds < b)
-    middle, last = peak(0.3, 0.65), peak(0.65, 2)
+    warm, last = peak(0.2, 0.5), peak(0.8, 2)
     failures = load.wrong + [] if load.counts["right"] else load.wrong + ["no answer came"]
-    if last > middle * GROWTH_MAX:
-        failures.append(f"memory grew from {middle} to {last} bytes")
+    if last > warm * GROWTH_MAX:
+        failures.append(f"memory grew from {warm} to {last} bytes")
     errors = server.metric('request_success_total{model_name="builtin:retrieval",finished_reason="error"}')
     if errors:
         failures.append(f"{errors:.0f} requests failed by the server's own count")
     counts = ", ".join(f"{count} {what}" for what, count in sorted(load.counts.items()))
     print(f"{options.clients} clients, {options.seconds:.0f} s: {counts}; ", end="")
-    print(f"memory {middle / 2**20:.1f} MiB, then {last / 2**20:.1f} MiB ({last / middle - 1:+.2%})")
+    print(f"memory {warm / 2**20:.1f} MiB, then {last / 2**20:.1f} MiB ({last / warm - 1:+.2%})")
+    if options.out:
+        version = subprocess.run([options.program, "--version"], capture_output=True, text=True, check=True)
+        seconds = range(int(options.seconds))
+        figures = {
+            "build": version.stdout.split()[-1],
+            "clients": options.clients,
+            "seconds": options.seconds,
+            "counts": dict(sorted(load.counts.items())),
+            "server_errors": errors,
+            "memory_warm_bytes": warm,
+            "memory_end_bytes": last,
+            "growth": last / warm - 1,
+            "memory_bytes_each_10_s": [next(m for at, m in memory if at >= second) for second in seconds[::10]],
+            "failures": failures,
+        }
+        options.out.write_text(json.dumps(figures) + "\n")
     return failures
 
 

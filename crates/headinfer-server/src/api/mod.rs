@@ -10,6 +10,7 @@ mod format;
 mod models;
 mod parse;
 mod request;
+mod respond;
 mod sessions;
 mod shape;
 mod status;

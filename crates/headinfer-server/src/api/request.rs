@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::answer::Answer;
 use super::fields::Fields;
 use super::format::unsupported;
+use super::respond::Early;
 use super::{ApiError, App, models};
 use crate::sessions::Question;
 use crate::worker::{Event, Feed, Job, Refused, Teller};
@@ -99,46 +100,38 @@ pub(crate) struct StreamOptions {
 }
 
 impl Request {
-    /// Reads all fields but those of the prompt, whose `ids` and name are given. `room`: tokens generated when the
-    /// request does not say; `None` is all that the context leaves.
+    /// Reads all fields but those of the prompt, then lets `ids` make its tokens: what is wrong with a small field is
+    /// known before work is done. `name` is the prompt's field. `room`: tokens generated when the request does not say;
+    /// `None` is all that the context leaves.
     pub(super) fn read(
         app: &App,
         fields: &Fields<'_>,
-        (name, ids): (&str, Vec<u32>),
+        early: Early,
+        (name, ids): (&str, impl FnOnce() -> Result<Vec<u32>, ApiError>),
         room: Option<usize>,
-        logprobs: Option<usize>,
     ) -> Result<Self, ApiError> {
-        let (context, vocab) = app.ready()?;
-        if ids.is_empty() {
-            return Err(ApiError::field(name, format!("{name} has no tokens")));
-        }
-        if let Some(at) = ids.iter().position(|id| *id as usize >= vocab) {
-            let message = format!("{name}[{at}] is {}: the vocabulary has {vocab} tokens", ids[at]);
-            return Err(ApiError::field(name, message));
-        }
         let asked = max_tokens(app, fields)?;
-        let left = context.saturating_sub(ids.len());
-        let least = asked.unwrap_or(1);
-        if left < least {
-            let need = ids.len() + least;
-            let message = format!(
-                "{} tokens of {name} and {least} to generate are {need}; the context is {context}",
-                ids.len()
-            );
-            return Err(ApiError::field(name, message).code("context_length_exceeded"));
-        }
-        let most = left.min(app.config.limits.max_tokens);
+        let (sampling, stops) = (sampling(app, fields)?, stops(fields)?);
+        let (ignore_end, stream) = (fields.flag("ignore_eos")?, stream(fields)?);
+        early.tell(stream);
+        let ids = ids()?;
+        let most = room_for(app, name, &ids, asked.unwrap_or(1))?;
         Ok(Self {
             ids,
             max_tokens: asked.unwrap_or_else(|| room.unwrap_or(most).min(most)),
-            sampling: sampling(app, fields)?,
-            stops: stops(fields)?,
-            ignore_end: fields.flag("ignore_eos")?,
-            logprobs,
+            sampling,
+            stops,
+            ignore_end,
+            logprobs: None,
             mask: None,
-            stream: stream(fields)?,
+            stream,
             session: None,
         })
+    }
+
+    /// With the probabilities of each token and of so many likeliest ones.
+    pub(super) fn scored(self, logprobs: Option<usize>) -> Self {
+        Self { logprobs, ..self }
     }
 
     /// An answer that a Lark `grammar` derives; errors name the field `param`.
@@ -186,6 +179,26 @@ impl Request {
         })?;
         Ok(())
     }
+}
+
+/// Most tokens that may follow the prompt `ids`, called `name`; at least `least`.
+fn room_for(app: &App, name: &str, ids: &[u32], least: usize) -> Result<usize, ApiError> {
+    let (context, vocab) = app.ready()?;
+    if ids.is_empty() {
+        return Err(ApiError::field(name, format!("{name} has no tokens")));
+    }
+    if let Some(at) = ids.iter().position(|id| *id as usize >= vocab) {
+        let message = format!("{name}[{at}] is {}: the vocabulary has {vocab} tokens", ids[at]);
+        return Err(ApiError::field(name, message));
+    }
+    let left = context.saturating_sub(ids.len());
+    if left < least {
+        let (have, need) = (ids.len(), ids.len() + least);
+        let message =
+            format!("{have} tokens of {name} and {least} to generate are {need}; the context is {context}");
+        return Err(ApiError::field(name, message).code("context_length_exceeded"));
+    }
+    Ok(left.min(app.config.limits.max_tokens))
 }
 
 /// Refuses what is not there before anything is tokenised: another model, and fields that would change the answer
@@ -275,6 +288,7 @@ fn stops(fields: &Fields<'_>) -> Result<StopMatcher, ApiError> {
     StopMatcher::new(stops).map_err(|why| ApiError::field("stop", why))
 }
 
+/// How the answer is streamed; `None`: it is sent whole.
 fn stream(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
     let (stream, progress) = (fields.flag("stream")?, fields.flag("return_progress")?);
     let usage = match fields.object("stream_options")? {

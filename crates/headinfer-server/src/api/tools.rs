@@ -64,9 +64,21 @@ impl Tools {
         if self.must.is_empty() && format.is_some() { SCHEMA } else { "tools" }
     }
 
-    /// Reads the calls in an answer.
-    pub(super) fn calls(&self) -> Calls {
-        Calls::new(self.format, self.all.iter().map(|tool| tool.name.clone()).collect())
+    /// Reads the calls in an answer with that `format`.
+    pub(super) fn calls(&self, format: Option<&str>) -> Calls {
+        let names = self.all.iter().map(|tool| tool.name.clone()).collect();
+        // An answer in a format may begin like a call.
+        let spelled = matches!(self.wanted(format), Some(Wanted::Calls | Wanted::Free));
+        Calls::new(self.format, names, spelled)
+    }
+
+    /// What a grammar must see to, if anything.
+    fn wanted<'f>(&self, format: Option<&'f str>) -> Option<Wanted<'f>> {
+        match format {
+            _ if !self.must.is_empty() => Some(Wanted::Calls),
+            Some(format) => Some(Wanted::CallsOr(format)),
+            None => (!self.parallel || self.all.iter().any(|tool| tool.strict)).then_some(Wanted::Free),
+        }
     }
 
     /// A Lark grammar from `start` for an answer that is a call; or, where none must be, for what may be one: the
@@ -75,12 +87,8 @@ impl Tools {
     /// # Errors
     /// 400, which says what of a tool's schema is not supported.
     pub(super) fn grammar(&self, format: Option<&str>) -> Result<Option<String>, ApiError> {
-        let (wanted, tools) = match format {
-            _ if !self.must.is_empty() => (Wanted::Calls, &self.must),
-            Some(format) => (Wanted::CallsOr(format), &self.all),
-            None if !self.parallel || self.all.iter().any(|tool| tool.strict) => (Wanted::Free, &self.all),
-            None => return Ok(None),
-        };
+        let Some(wanted) = self.wanted(format) else { return Ok(None) };
+        let tools = if self.must.is_empty() { &self.all } else { &self.must };
         let grammar = self.format.grammar(wanted, tools, self.parallel);
         grammar.map(Some).map_err(|why| unsupported("tools", &why))
     }

@@ -42,6 +42,14 @@ impl CallFormat {
         }
     }
 
+    /// What the arguments are called.
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::Parameters => "parameters",
+            Self::Tagged | Self::Arguments => "arguments",
+        }
+    }
+
     /// A Lark grammar from `start` for answers as `wanted`, with calls of `tools`: several when they may be in
     /// `parallel`, else at most one. In free text the arguments of a tool that is not strict are any object; where
     /// the grammar is needed anyway, they obey their schema too.
@@ -80,11 +88,11 @@ impl CallFormat {
 
     /// Rules of which `call` derives one call after its opening tag. `loose`: schemas of strict tools only.
     fn rules(self, tools: &[Tool], loose: bool) -> Result<String, String> {
-        let (before, key, after) = match self {
-            Self::Tagged => ("\n", "arguments", "}\n</tool_call>"),
-            Self::Parameters => ("", "parameters", "}"),
-            Self::Arguments => ("", "arguments", "}"),
+        let (before, after) = match self {
+            Self::Tagged => ("\n", "}\n</tool_call>"),
+            Self::Parameters | Self::Arguments => ("", "}"),
         };
+        let key = self.key();
         let names: Vec<String> = (0..tools.len()).map(|i| format!("call_{i}")).collect();
         let mut rules = format!("call: {}\n", names.join(" | "));
         for (i, tool) in tools.iter().enumerate() {

@@ -4,8 +4,9 @@
 
 mod calls;
 mod format;
+mod spelled;
 
-pub(crate) use calls::{Call, Calls, Said};
+pub(crate) use calls::{Calls, Said};
 pub(crate) use format::{CallFormat, Wanted};
 
 use serde_json::{Value, json};

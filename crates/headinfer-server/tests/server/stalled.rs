@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::client::{Events, Said};
 use crate::house::{House, Setup, start};
@@ -56,6 +58,53 @@ async fn pings_come_while_the_engine_is_stalled() {
     for events in streams {
         assert!(!events.all().await.is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_stream_begins_before_a_long_prompt_is_read() {
+    // Reading takes far longer than a ping: tens of thousands of turns of a loop, and a prompt that is far too long.
+    let template = "{% for i in range(90000) %}{% endfor %}{{ messages[0].content }}";
+    let mut setup = Setup { template, ..Setup::default() };
+    setup.config.ping = Duration::from_millis(1);
+    let house = start(setup).await;
+    let mut chat =
+        json!({"messages": [{"role": "user", "content": "Hm?"}], "max_tokens": 9, "temperature": 0});
+    let whole = house.ask("/v1/chat/completions", &chat).await;
+    chat["stream"] = json!(true);
+    let chunks = house.stream("/v1/chat/completions", &chat).await.all().await;
+    let content: String =
+        chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(whole["choices"][0]["message"]["content"], content.as_str());
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    let mut long = json!({"prompt": "x".repeat(3 << 20), "stream": true});
+    let mut events = house.stream("/v1/completions", &long).await;
+    assert_eq!(events.next().await, Some(Said::Ping));
+    let told = events.until(|chunk| !chunk["error"].is_null()).await;
+    assert_eq!(told["error"]["code"], "context_length_exceeded");
+    assert_eq!(events.next().await, None);
+    // Who waits for a whole answer gets a status.
+    long["stream"] = json!(false);
+    assert_eq!(house.post("/v1/completions", &long).await.status, 400);
+}
+
+#[tokio::test]
+async fn a_work_with_a_name_begins_though_its_client_leaves_while_it_is_read() {
+    let template = "{% for i in range(90000) %}{% endfor %}{{ messages[0].content }}";
+    let house = start(Setup { template, ..Setup::default() }).await;
+    let chat = json!({"messages": [{"role": "user", "content": "Hm?"}], "max_tokens": 3, "ignore_eos": true});
+    let sent = chat.to_string();
+    let head =
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-session-id: book\r\ncontent-length: ";
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
+    stream.write_all(format!("{head}{}\r\n\r\n{sent}", sent.len()).as_bytes()).await.unwrap();
+    house.until("it is heard", async || house.metric("connections").await == 2.0).await;
+    drop(stream);
+    house.until("it is done", async || house.metric("generation_tokens_total").await == 3.0).await;
+    assert_eq!(
+        house.with("x-session-id", "book").ask("/v1/chat/completions", &chat).await["usage"]["completion_tokens"],
+        3
+    );
+    assert_eq!(house.metric("generation_tokens_total").await, 3.0);
 }
 
 #[tokio::test]

@@ -129,13 +129,37 @@ async fn calls_are_one_or_several_as_asked_for() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_cut_off_is_no_call() {
+async fn a_call_that_is_cut_off_is_told_as_far_as_it_came() {
     let house = start(Setup { template: TAGGED, ..Setup::default() }).await;
     let mut body = asked(json!("required"));
-    (body["temperature"], body["max_tokens"]) = (json!(0), json!(30));
+    body["temperature"] = json!(0);
     let text = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\"}}\n</tool_call>";
-    let (content, calls, reason) = said(&house, &body, text).await;
-    assert_eq!((content.as_str(), calls.len(), reason.as_str()), (Some(&text[..30]), 0, "length"));
+    // Within the name there is no call yet, and nothing is lost.
+    for (max_tokens, content, calls) in [
+        (30, json!(&text[..30]), vec![]),
+        (60, Value::Null, vec![("weather".to_owned(), text[45..60].to_owned())]),
+    ] {
+        body["max_tokens"] = json!(max_tokens);
+        assert_eq!(said(&house, &body, text).await, (content, calls, "length".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn arguments_are_streamed_while_they_are_made() {
+    let house = start(Setup { template: TAGGED, ..Setup::default() }).await;
+    let mut body = asked(json!("required"));
+    (body["temperature"], body["stream"]) = (json!(0), json!(true));
+    let text = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\"}}\n</tool_call>";
+    house.gate.say(text);
+    let chunks = house.stream(CHAT, &body).await.all().await;
+    let deltas: Vec<&Value> =
+        chunks.iter().map(|c| &c["choices"][0]["delta"]["tool_calls"][0]).filter(|c| !c.is_null()).collect();
+    // A token is a character here.
+    assert_eq!(deltas.len(), 1 + "{\"city\": \"Oslo\"}".len());
+    assert_eq!(
+        (&deltas[0]["function"]["name"], &deltas[0]["function"]["arguments"]),
+        (&json!("weather"), &json!(""))
+    );
 }
 
 #[tokio::test]
