@@ -115,9 +115,10 @@ class Load:
         with_answer = response.status == 200
         if not with_answer:
             told = response.read().decode()
-            busy = response.status == 429 and response.headers["Retry-After"] is not None
+            again = response.headers["Retry-After"]
+            busy = response.status == 429 and again is not None
             self.count("turned away" if busy else "failed", None if busy else told)
-            time.sleep(0.25)
+            time.sleep(float(again or 1))
         elif leave:
             # At once, or after some of it.
             for _ in range(patience):
@@ -192,10 +193,11 @@ def run(server, options):
     print(f"{options.clients} clients, {options.seconds:.0f} s: {counts}; ", end="")
     print(f"memory {warm / 2**20:.1f} MiB, then {last / 2**20:.1f} MiB ({last / warm - 1:+.2%})")
     if options.out:
-        version = subprocess.run([options.program, "--version"], capture_output=True, text=True, check=True)
+        command = [options.program, *"plan -m builtin:retrieval --device cpu --context 4k --json".split()]
+        plan = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
         seconds = range(int(options.seconds))
         figures = {
-            "build": version.stdout.split()[-1],
+            "build": plan["build"],
             "clients": options.clients,
             "seconds": options.seconds,
             "counts": dict(sorted(load.counts.items())),

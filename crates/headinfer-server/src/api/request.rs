@@ -187,10 +187,7 @@ fn room_for(app: &App, name: &str, ids: &[u32], least: usize) -> Result<usize, A
     if ids.is_empty() {
         return Err(ApiError::field(name, format!("{name} has no tokens")));
     }
-    if let Some(at) = ids.iter().position(|id| *id as usize >= vocab) {
-        let message = format!("{name}[{at}] is {}: the vocabulary has {vocab} tokens", ids[at]);
-        return Err(ApiError::field(name, message));
-    }
+    within(name, ids, vocab)?;
     let left = context.saturating_sub(ids.len());
     if left < least {
         let (have, need) = (ids.len(), ids.len() + least);
@@ -237,6 +234,13 @@ pub(super) fn token_ids(name: &str, list: &[Value]) -> Result<Vec<u32>, ApiError
         id.ok_or_else(|| ApiError::field(name, format!("{name}[{at}] must be a token id")))
     };
     list.iter().enumerate().map(id).collect()
+}
+
+/// Refuses ids that are none of `vocab` tokens.
+pub(super) fn within(name: &str, ids: &[u32], vocab: usize) -> Result<(), ApiError> {
+    let Some(at) = ids.iter().position(|id| *id as usize >= vocab) else { return Ok(()) };
+    let message = format!("{name}[{at}] is {}: the vocabulary has {vocab} tokens", ids[at]);
+    Err(ApiError::field(name, message))
 }
 
 /// How many likeliest tokens are asked for by the field `name`.

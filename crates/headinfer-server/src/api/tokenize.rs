@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::fields::Fields;
 use super::parse::parse;
-use super::request::token_ids;
+use super::request::{token_ids, within};
 use super::tools::Tools;
 use super::{ApiError, App, chat, models, written};
 
@@ -62,8 +62,15 @@ pub(super) async fn detokenize(
     let reply = app.aside(bytes, |app, bytes| {
         let value = parse(bytes)?;
         let fields = Fields::of(&value)?;
+        if let Some(id) = fields.text("model")? {
+            models::check(app, id)?;
+        }
         let needed = || ApiError::field("tokens", "tokens (a list of token ids) is needed");
         let ids = token_ids("tokens", fields.list("tokens")?.ok_or_else(needed)?)?;
+        // While the model is loading its size is not known, and what has no text is left out.
+        if let Ok((_, vocab)) = app.ready() {
+            within("tokens", &ids, vocab)?;
+        }
         Ok(json!({"prompt": app.engine.tokenizer().decode(&ids)}).to_string())
     });
     Ok(written(StatusCode::OK, reply.await?))

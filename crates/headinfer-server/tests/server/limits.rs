@@ -69,6 +69,8 @@ async fn wrong_values_are_refused_by_name() {
         (COMPLETIONS, json!({"prompt": "x", "echo": true}), "echo"),
         (COMPLETIONS, json!({"prompt": "x", "best_of": 3}), "best_of"),
         ("/detokenize", json!({"tokens": ["x"]}), "tokens"),
+        ("/detokenize", json!({"tokens": [1, 104]}), "tokens"),
+        ("/detokenize", json!({}), "tokens"),
         ("/tokenize", json!({"prompt": 1}), "prompt"),
     ];
     for (path, body, param) in &cases {
