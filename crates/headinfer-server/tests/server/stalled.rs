@@ -109,6 +109,7 @@ async fn a_work_with_a_name_begins_though_its_client_leaves_while_it_is_read() {
 
 #[tokio::test]
 #[ignore = "takes a minute"]
+#[allow(clippy::print_stdout, reason = "a run that is kept")]
 async fn pings_come_for_a_minute_at_the_default_interval() {
     let default = headinfer_server::ServerConfig::default().ping;
     assert_eq!(default, Duration::from_secs(60) / PINGS as u32);
