@@ -322,10 +322,15 @@ class Suite(Books):
         next(iter(stream))
         stream.close()
         self.wait(lambda: self.metric(aborted) == before + 1)
-        # Who has no patience for a whole answer.
+        # Who has no patience for a whole answer: it may not even have begun.
+        finished = lambda: sum(
+            self.metric(aborted.replace("abort", reason)) for reason in ("stop", "length", "error")
+        )
+        before = finished()
         with self.assertRaises(openai.APITimeoutError):
-            self.chat(f"{self.book(14, 7000)[0]} @{a}", max_tokens=1000, timeout=0.1)
-        self.wait(lambda: self.metric(aborted) == before + 2)
+            self.chat(f"{self.book(14, 7000)[0]} @{a}", max_tokens=1000, timeout=0.3)
+        self.wait(lambda: self.metric("num_requests_running") + self.metric("num_requests_waiting") == 0)
+        self.assertEqual(finished(), before)
 
     def test_session(self):
         text, (a, b, c, d) = self.book(11, 7000)
