@@ -42,7 +42,7 @@ use crate::model::{ServedModel, unix_time};
 use crate::sessions::Sessions;
 use crate::tools::CallFormat;
 use crate::worker::{EngineHandle, Shared, State};
-use crate::{auth, metrics};
+use crate::{auth, linger, metrics};
 
 /// What all handlers share.
 #[derive(Clone)]
@@ -103,6 +103,7 @@ impl App {
                 ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
             })
             .layer(middleware::from_fn_with_state(self.clone(), auth::guard))
+            .layer(middleware::from_fn(linger::linger))
             .with_state(self.clone())
     }
 

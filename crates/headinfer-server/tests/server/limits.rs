@@ -233,6 +233,41 @@ async fn bodies_and_heads_have_limits() {
 }
 
 #[tokio::test]
+async fn who_is_refused_while_sending_hears_why() {
+    let mut setup = Setup::default();
+    (setup.config.limits.body_bytes, setup.config.api_key) = (100_000, Some("k".into()));
+    let house = start(setup).await;
+    // Far more than the system holds for a server that does not read.
+    let body = "x".repeat(30 << 20);
+    let chunked = format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let whole = format!("content-length: {}\r\n\r\n{body}", body.len());
+    let key = "authorization: Bearer k\r\n";
+    for (path, headers, sent, status) in [
+        ("/tokenize", key, &whole, "413"),
+        ("/tokenize", key, &chunked, "413"),
+        ("/tokenize", "authorization: Bearer k\r\ncontent-type: text/plain\r\n", &whole, "415"),
+        ("/v1/completions", "", &whole, "401"),
+        ("/nowhere", key, &chunked, "404"),
+        ("/health", "", &whole, "405"),
+    ] {
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.expect("all of it is taken");
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.expect("an answer");
+        assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {said}");
+    }
+    // Who asks before sending is told not to.
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
+    let head = format!("POST /tokenize HTTP/1.1\r\nhost: localhost\r\n{key}expect: 100-continue\r\n");
+    stream.write_all(format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes()).await.unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.expect("an answer");
+    assert!(said.starts_with("HTTP/1.1 413"), "{said}");
+}
+
+#[tokio::test]
 async fn large_bodies_wait_for_room_and_small_ones_do_not() {
     let mut setup = Setup::default();
     setup.config.limits.body_bytes = 100_000;

@@ -27,6 +27,8 @@ async fn stalled(ping: Duration) -> (House, [Events; 3]) {
     house.until("the engine is stalled", async || !house.gate.steps().is_empty()).await;
     let named = house.with("x-session-id", "named").stream("/v1/completions", &body).await;
     let chat = house.stream("/v1/chat/completions", &chat).await;
+    // A stream may begin before its request is read.
+    house.until("both wait", async || house.metric("num_requests_waiting").await == 2.0).await;
     (house, [first, chat, named])
 }
 
