@@ -18,7 +18,8 @@ import time
 
 OPTIONS = "serve -m builtin:retrieval --device cpu --port 0 --context 4k --chunk 128 --parallel 4 --queue 24".split()
 OPTIONS += "--gpu-memory 128MiB --host-memory 512MiB".split()
-GROWTH_MAX = 1.02
+# From the second fifth on, in five minutes. In less the allocator has not yet seen all that comes at once.
+GROWTH_MAX, GROWTH_SHORT_MAX, LONG_SECONDS = 1.02, 1.05, 300
 PROMPTS = 24
 NEW_TOKENS = 8
 
@@ -184,7 +185,7 @@ def run(server, options):
     peak = lambda a, b: max(bytes for at, bytes in memory if a <= at / options.seconds < b)
     warm, last = peak(0.2, 0.5), peak(0.8, 2)
     failures = load.wrong + [] if load.counts["right"] else load.wrong + ["no answer came"]
-    if last > warm * GROWTH_MAX:
+    if last > warm * (GROWTH_MAX if options.seconds >= LONG_SECONDS else GROWTH_SHORT_MAX):
         failures.append(f"memory grew from {warm} to {last} bytes")
     errors = server.metric('request_success_total{model_name="builtin:retrieval",finished_reason="error"}')
     if errors:
