@@ -67,6 +67,8 @@ class Served(unittest.TestCase):
     """A server for the tests of a class."""
 
     model = None
+    # Of `serve`, besides those that all servers here have.
+    options = []
 
     @classmethod
     def setUpClass(cls):
@@ -75,7 +77,7 @@ class Served(unittest.TestCase):
         cls.make(folder)
         command = [PROGRAM, "serve", "-m", folder, "--model-id", cls.model, "--device", "cpu", "--port", "0"]
         command += ["--context", "8k", "--chunk", "128", "--gpu-memory", "64MiB", "--host-memory", "256MiB"]
-        command += ["--api-key", KEY]
+        command += ["--api-key", KEY, *cls.options]
         cls.server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         line = next(line for line in cls.server.stderr if line.startswith("serving "))
         threading.Thread(target=cls.server.stderr.read, daemon=True).start()
@@ -122,7 +124,9 @@ class Served(unittest.TestCase):
         return str(raised.exception)
 
 
-class Suite(Served):
+class Books(Served):
+    """Texts whose continuations are known."""
+
     model = "retrieval"
 
     @classmethod
@@ -138,9 +142,13 @@ class Suite(Served):
             words[at : at + 2] = ["@" + chain[i], chain[i + 1]]
         return " ".join(words), chain
 
+
+class Suite(Books):
     def test_models(self):
         self.assertEqual([model.id for model in self.client.models.list()], ["retrieval"])
         self.assertEqual(self.client.models.retrieve("retrieval").object, "model")
+        with self.assertRaises(openai.NotFoundError):
+            self.client.models.retrieve("gpt-9")
 
     def test_chat(self):
         text, (a, b, c, d) = self.book(1)
@@ -155,7 +163,13 @@ class Suite(Served):
             model="retrieval", prompt=f"{text} @{a}", max_tokens=3, temperature=0, logprobs=2
         )
         self.assertEqual(answer.choices[0].text.split(), [b, c, d])
-        self.assertEqual(len(answer.choices[0].logprobs.tokens), 3)
+        self.assertEqual(answer.choices[0].finish_reason, "length")
+        self.assertEqual((answer.object, answer.usage.completion_tokens), ("text_completion", 3))
+        logprobs = answer.choices[0].logprobs
+        # This tokenizer's words begin with a space, the text does not.
+        self.assertEqual("".join(logprobs.tokens).lstrip(), answer.choices[0].text)
+        self.assertEqual([len(logprobs.token_logprobs), len(logprobs.text_offset)], [3, 3])
+        self.assertEqual([len(top) for top in logprobs.top_logprobs], [2, 2, 2])
 
     def test_streaming(self):
         text, (a, b, c, d) = self.book(3)
@@ -168,6 +182,36 @@ class Suite(Served):
             model="retrieval", prompt=f"{text} @{a}", max_tokens=3, temperature=0, stream=True
         )
         self.assertEqual("".join(piece.choices[0].text for piece in pieces).split(), [b, c, d])
+
+    def test_streams_helper(self):
+        """The client's own accumulator makes of a stream what is sent whole."""
+        text, (a, _, _, d) = self.book(12)
+        options = {"model": self.model, "messages": [{"role": "user", "content": f"{text} @{a}"}], "temperature": 0,
+                   "max_completion_tokens": 9, "stop": d, "logprobs": True, "top_logprobs": 2}
+        whole = self.client.chat.completions.create(**options)
+        with self.client.chat.completions.stream(**options, stream_options={"include_usage": True}) as stream:
+            kinds = {event.type for event in stream}
+            final = stream.get_final_completion()
+        self.assertLessEqual({"content.delta", "content.done", "logprobs.content.done"}, kinds)
+        for part in ("content", "role"):
+            self.assertEqual(getattr(final.choices[0].message, part), getattr(whole.choices[0].message, part))
+        self.assertEqual(final.choices[0].finish_reason, whole.choices[0].finish_reason)
+        self.assertEqual(final.choices[0].logprobs.content, whole.choices[0].logprobs.content)
+        self.assertEqual(final.usage.completion_tokens, whole.usage.completion_tokens)
+
+    def test_headers(self):
+        """A stream's headers come before its first token."""
+        text, (a, *_) = self.book(13, 7000)
+        request = self.client.chat.completions.with_streaming_response.create(
+            model=self.model, messages=[{"role": "user", "content": f"{text} @{a}"}], max_tokens=1, stream=True,
+            extra_body={"return_progress": True},
+        )
+        with request as response:
+            self.assertEqual(response.headers["content-type"], "text/event-stream")
+            begun = [line for line, _ in zip(response.iter_lines(), range(6)) if line.startswith("data: ")]
+        progress = json.loads(begun[1].removeprefix("data: "))["prompt_progress"]
+        self.assertEqual(sorted(progress), ["cache", "processed", "time_ms", "total"])
+        self.assertLess(progress["processed"], progress["total"])
 
     def test_progress(self):
         text, (a, *_) = self.book(4, 1000)
@@ -182,12 +226,26 @@ class Suite(Served):
             answer = self.chat(f"{text} @{a}", stop=stop)
             self.assertEqual(answer.choices[0].message.content.split(), [b])
             self.assertEqual(answer.choices[0].finish_reason, "stop")
+            pieces = list(self.chat(f"{text} @{a}", stop=stop, stream=True))
+            content = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+            self.assertEqual((content.split(), pieces[-1].choices[0].finish_reason), ([b], "stop"))
+        # Over the edge of two tokens, and within one.
+        whole = self.chat(f"{text} @{a}").choices[0].message.content
+        for stop in (f"{b[-2:]} {c[:2]}", c[2:4]):
+            answer = self.client.completions.create(
+                model=self.model, prompt=f"{text} @{a}", max_tokens=3, temperature=0, stop=stop
+            )
+            self.assertEqual(answer.choices[0].text.strip(), whole[: whole.find(stop)].strip())
 
     def test_seed(self):
         text, (a, *_) = self.book(6)
         hot = lambda seed: self.chat(text, seed=seed, temperature=2, max_tokens=12).choices[0].message.content
         self.assertEqual(hot(1), hot(1))
         self.assertGreater(len({hot(seed) for seed in range(4)}), 1)
+        complete = lambda: self.client.completions.create(
+            model=self.model, prompt=text, seed=5, temperature=2, top_p=0.9, max_tokens=12
+        ).choices[0].text
+        self.assertEqual(complete(), complete())
 
     def test_logprobs(self):
         text, (a, b, *_) = self.book(7)
@@ -223,6 +281,12 @@ class Suite(Served):
         self.assertEqual(first.prompt_tokens, second.prompt_tokens)
         # Whole chunks of 128 of the 1002 tokens.
         self.assertEqual(second.prompt_tokens_details.cached_tokens, 896)
+        *chunks, last = self.client.completions.create(
+            model=self.model, prompt=text, max_tokens=2, stream=True, stream_options={"include_usage": True}
+        )
+        self.assertEqual({chunk.usage for chunk in chunks}, {None})
+        self.assertEqual((last.choices, last.usage.completion_tokens), ([], 2))
+        self.assertIsNone(list(self.chat("x", stream=True))[-1].usage)
 
     def test_errors(self):
         with self.assertRaises(openai.AuthenticationError):
@@ -237,6 +301,15 @@ class Suite(Served):
             ({"max_tokens": 100_000}, "messages"),
         ):
             self.refused(param, **options)
+        with self.assertRaises(openai.BadRequestError) as raised:
+            self.chat("x " * 9000)
+        self.assertEqual((raised.exception.code, raised.exception.type),
+                         ("context_length_exceeded", "invalid_request_error"))
+        with self.assertRaises(openai.BadRequestError):
+            self.chat("x", extra_headers={"Content-Type": "application/json"}, extra_body={"messages": []})
+        with self.assertRaises(openai.APIStatusError) as raised:
+            self.chat("x", extra_headers={"Content-Type": "text/plain"})
+        self.assertEqual(raised.exception.status_code, 415)
         # Words are no JSON: known before any work is done.
         json_schema = {"name": "n", "schema": {"type": "integer"}}
         self.refused(SCHEMA, response_format={"type": "json_schema", "json_schema": json_schema})
@@ -249,6 +322,15 @@ class Suite(Served):
         next(iter(stream))
         stream.close()
         self.wait(lambda: self.metric(aborted) == before + 1)
+        # Who has no patience for a whole answer: it may not even have begun.
+        finished = lambda: sum(
+            self.metric(aborted.replace("abort", reason)) for reason in ("stop", "length", "error")
+        )
+        before = finished()
+        with self.assertRaises(openai.APITimeoutError):
+            self.chat(f"{self.book(14, 7000)[0]} @{a}", max_tokens=1000, timeout=0.3)
+        self.wait(lambda: self.metric("num_requests_running") + self.metric("num_requests_waiting") == 0)
+        self.assertEqual(finished(), before)
 
     def test_session(self):
         text, (a, b, c, d) = self.book(11, 7000)
@@ -262,6 +344,30 @@ class Suite(Served):
         self.assertEqual({chunk.id for chunk in chunks}, {begun.id})
         content = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         self.assertEqual(content.split(), [b, c, d])
+
+
+class Busy(Books):
+    """A server with room for one at work and one who waits."""
+
+    options = ["--parallel", "1", "--queue", "1"]
+
+    def test_rate_limit(self):
+        text, (a, b, *_) = self.book(1, 7000)
+        streams = [self.chat(f"{text} @{a}", stream=True, max_tokens=1000) for _ in range(2)]
+        with self.assertRaises(openai.RateLimitError) as raised:
+            self.chat("x")
+        self.assertEqual(raised.exception.response.headers["retry-after"], "1")
+        self.assertEqual(raised.exception.type, "rate_limit_error")
+        # The client comes again when it is told to.
+        leaving = threading.Timer(0.2, lambda: [stream.close() for stream in streams])
+        leaving.start()
+        patient = self.client.with_options(max_retries=20)
+        short = self.book(2)[0]
+        answer = patient.chat.completions.create(
+            model=self.model, messages=[{"role": "user", "content": short}], max_tokens=1
+        )
+        self.assertEqual(answer.usage.completion_tokens, 1)
+        leaving.join()
 
 
 class City(pydantic.BaseModel, extra="forbid"):
@@ -320,11 +426,40 @@ class Grammar(Served):
             ) as stream:
                 [streamed] = stream.get_final_completion().choices[0].message.tool_calls
             self.assertEqual(streamed.function.arguments, call.function.arguments)
-        called = {self.ask(seed, tools=tools, tool_choice="required").choices[0].message.tool_calls[0].function.name
+        called = {self.ask(seed, tools=tools, tool_choice="required", parallel_tool_calls=False).choices[0].message.tool_calls[0].function.name
                   for seed in range(8)}
         self.assertEqual(called, {"weather", "time"})
         self.assertIsNone(self.ask(1, tools=tools, tool_choice="none").choices[0].message.tool_calls)
         self.refused("tool_choice", tools=tools, tool_choice={"type": "function", "function": {"name": "no"}})
+
+    def test_strict_tools(self):
+        tool = openai.pydantic_function_tool(City, name="city")
+        self.assertTrue(tool["function"]["strict"])
+        for seed in range(3):
+            answer = self.client.chat.completions.parse(
+                model=self.model, messages=[{"role": "user", "content": "Which?"}], tools=[tool],
+                tool_choice="required", parallel_tool_calls=False, max_tokens=400, temperature=2, seed=seed,
+            )
+            [call] = answer.choices[0].message.tool_calls
+            self.assertIsInstance(call.function.parsed_arguments, City)
+        # Free to call or not: what it says is text, for such a model does not hit upon a call.
+        free = self.ask(1, tools=[tool], parallel_tool_calls=False).choices[0]
+        self.assertIn(free.finish_reason, ("stop", "length"))
+        self.assertTrue(free.message.content)
+        bad = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {}}}}
+        self.assertIn("not", self.refused("tools", tools=[bad]))
+
+    def test_tool_deltas(self):
+        """Deltas begin with what is called, and go on with arguments alone."""
+        tools = [openai.pydantic_function_tool(City, name="city")]
+        chunks = list(self.ask(1, tools=tools, tool_choice="required", parallel_tool_calls=False, stream=True))
+        first, *rest = [delta for chunk in chunks for delta in chunk.choices[0].delta.tool_calls or []]
+        self.assertEqual((first.index, first.type, first.function.name, first.function.arguments),
+                         (0, "function", "city", ""))
+        self.assertTrue(first.id)
+        self.assertEqual({(delta.index, delta.id, delta.function.name) for delta in rest}, {(0, None, None)})
+        City.model_validate_json("".join(delta.function.arguments for delta in rest))
+        self.assertEqual(chunks[-1].choices[0].finish_reason, "tool_calls")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ mod api;
 mod auth;
 mod config;
 mod grammar;
+mod linger;
 mod metrics;
 mod model;
 mod patience;

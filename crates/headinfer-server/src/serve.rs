@@ -66,8 +66,9 @@ impl Shutdown {
 
 /// Threads for async work: it is little, and the engine needs the cores.
 const ASYNC_THREADS: usize = 2;
-/// Threads that read bodies and tokenise; more bodies wait.
-const BLOCKING_THREADS: usize = 16;
+/// Threads that read small bodies and write long answers, beside those for large bodies; more wait. Few: the allocator
+/// keeps what each of them once needed.
+const SMALL_THREADS: usize = 2;
 /// After the engine was stopped, for the last words to be sent.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// After the system refused a connection, usually because no descriptors are left.
@@ -86,7 +87,7 @@ pub fn run(
 ) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(ASYNC_THREADS)
-        .max_blocking_threads(BLOCKING_THREADS)
+        .max_blocking_threads(config.limits.tokenizing + SMALL_THREADS)
         .thread_name("server")
         .enable_all()
         .build()

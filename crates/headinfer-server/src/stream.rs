@@ -14,12 +14,17 @@ use futures_core::Stream;
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::api::{Answer, StreamOptions, lost};
+use crate::api::{Answer, ApiError, StreamOptions, lost};
 use crate::worker::Event;
 
 /// Proxies must pass chunks on as they come.
 const UNBUFFERED: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+
+/// Work to be done before there is an answer.
+pub(crate) type Beginning<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send>>;
+/// Makes chunks of events.
+type Told = (Answer, UnboundedReceiver<Event>);
 
 /// Headers now, then the chunks of `events`. The timer of the comments is the async runtime's: whatever the engine
 /// does, it ticks.
@@ -29,19 +34,35 @@ pub(crate) fn respond(
     events: UnboundedReceiver<Event>,
     ping: Duration,
 ) -> Response {
-    let ready = answer.first(options).map(|chunk| data(&chunk)).into_iter().collect();
-    let chunks = Chunks { answer, options, events, ready, ended: false };
-    let stream = Sse::new(chunks).keep_alive(KeepAlive::new().interval(ping).text("ping"));
-    ([UNBUFFERED], stream).into_response()
+    let ready = first(&mut answer, options);
+    comments(Chunks { source: Source::Told((answer, events)), options, ready, ended: false }, ping)
 }
 
-/// Dropped when the client leaves, which closes `events` and so ends the job.
+/// As [`respond`], before it is known what there is to tell.
+pub(crate) fn respond_early(begun: Beginning<Told>, options: StreamOptions, ping: Duration) -> Response {
+    let source = Source::Begun(begun);
+    comments(Chunks { source, options, ready: VecDeque::new(), ended: false }, ping)
+}
+
+fn comments(chunks: Chunks, ping: Duration) -> Response {
+    ([UNBUFFERED], Sse::new(chunks).keep_alive(KeepAlive::new().interval(ping).text("ping"))).into_response()
+}
+
+fn first(answer: &mut Answer, options: StreamOptions) -> VecDeque<sse::Event> {
+    answer.first(options).map(|chunk| data(&chunk)).into_iter().collect()
+}
+
+/// Dropped when the client leaves, which closes the events and so ends the job.
 struct Chunks {
-    answer: Answer,
+    source: Source,
     options: StreamOptions,
-    events: UnboundedReceiver<Event>,
     ready: VecDeque<sse::Event>,
     ended: bool,
+}
+
+enum Source {
+    Begun(Beginning<Told>),
+    Told(Told),
 }
 
 impl Stream for Chunks {
@@ -50,12 +71,26 @@ impl Stream for Chunks {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         while this.ready.is_empty() && !this.ended {
-            match std::task::ready!(this.events.poll_recv(context)) {
-                Some(event) => this.take(event),
-                None => {
-                    this.ready.push_back(data(&lost().body()));
-                    this.ended = true;
-                }
+            match &mut this.source {
+                Source::Begun(begun) => match std::task::ready!(begun.as_mut().poll(context)) {
+                    Ok((mut answer, events)) => {
+                        this.ready = first(&mut answer, this.options);
+                        this.source = Source::Told((answer, events));
+                    }
+                    Err(error) => this.end(&error),
+                },
+                Source::Told((answer, events)) => match std::task::ready!(events.poll_recv(context)) {
+                    Some(event) => {
+                        let complete = matches!(event, Event::Done { .. });
+                        let (chunks, ended) = answer.chunks(event, this.options);
+                        this.ready.extend(chunks.iter().map(data));
+                        if complete {
+                            this.ready.push_back(sse::Event::default().data("[DONE]"));
+                        }
+                        this.ended = ended;
+                    }
+                    None => this.end(&lost()),
+                },
             }
         }
         Poll::Ready(this.ready.pop_front().map(Ok))
@@ -63,14 +98,9 @@ impl Stream for Chunks {
 }
 
 impl Chunks {
-    fn take(&mut self, event: Event) {
-        let complete = matches!(event, Event::Done { .. });
-        let (chunks, ended) = self.answer.chunks(event, self.options);
-        self.ready.extend(chunks.iter().map(data));
-        if complete {
-            self.ready.push_back(sse::Event::default().data("[DONE]"));
-        }
-        self.ended = ended;
+    fn end(&mut self, error: &ApiError) {
+        self.ready.push_back(data(&error.body()));
+        self.ended = true;
     }
 }
 

@@ -8,11 +8,10 @@ use headinfer_core::text::Tokenizer;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::request::{Request, StreamOptions};
+use super::request::StreamOptions;
 use super::shape::Shape;
 use super::{ApiError, App, written};
 use crate::model::unix_time;
-use crate::stream;
 use crate::tools::{Calls, Said};
 use crate::worker::{Event, FinishReason, Scored, Usage};
 
@@ -49,17 +48,12 @@ impl Answer {
         }
     }
 
-    /// Queues the request and answers it: at once with a stream, or with everything at the end.
-    pub(super) async fn respond(self, app: &App, request: Request) -> Result<Response, ApiError> {
-        let (options, scored) = (request.stream, request.logprobs.is_some());
-        let (answer, events) = request.submit(app, self)?;
-        match options {
-            Some(options) => Ok(stream::respond(answer, options, events, app.config.ping)),
-            None => answer.whole(events, scored).await,
-        }
-    }
-
-    async fn whole(self, mut events: UnboundedReceiver<Event>, scored: bool) -> Result<Response, ApiError> {
+    /// Everything, at the end.
+    pub(super) async fn whole(
+        self,
+        mut events: UnboundedReceiver<Event>,
+        scored: bool,
+    ) -> Result<Response, ApiError> {
         let (mut text, mut tokens) = (String::new(), Vec::new());
         while let Some(event) = events.recv().await {
             match event {
@@ -94,9 +88,16 @@ impl Answer {
         for said in self.read(text).into_iter().chain(self.rest()) {
             match said {
                 Said::Text(text) => content += &text,
-                Said::Call(call) => calls.push(self.shape.call(&self.id, calls.len(), &call)),
+                Said::Call(name) => calls.push((name, String::new())),
+                Said::Arguments(more) => calls.last_mut().into_iter().for_each(|(_, known)| *known += &more),
             }
         }
+        let call = |(at, (name, arguments)): (usize, (String, String))| {
+            let mut call = self.shape.call(&self.id, at, &name);
+            call["function"]["arguments"] = arguments.into();
+            call
+        };
+        let calls: Vec<Value> = calls.into_iter().enumerate().map(call).collect();
         let (logprobs, reason) = (self.logprobs(tokens), self.reason(reason));
         let mut body = self.object(self.shape.whole_name());
         body["choices"] = json!([self.shape.whole_choice(&content, calls, logprobs, reason)]);
@@ -142,10 +143,14 @@ impl Answer {
             let logprobs = logprobs.take().unwrap_or_default();
             let choice = match said {
                 Said::Text(text) => self.shape.chunk_choice(&text, logprobs, None),
-                Said::Call(call) => {
+                Said::Call(name) => {
+                    let at = self.called;
                     self.called += 1;
-                    let call = self.shape.call(&self.id, self.called - 1, &call);
-                    self.shape.call_choice(self.called - 1, call, logprobs)
+                    self.shape.call_choice(at, self.shape.call(&self.id, at, &name), logprobs)
+                }
+                Said::Arguments(more) => {
+                    let more = json!({"function": {"arguments": more}});
+                    self.shape.call_choice(self.called.saturating_sub(1), more, logprobs)
                 }
             };
             chunks.push(self.chunk(choice, options));

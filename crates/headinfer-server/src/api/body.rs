@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -46,9 +46,10 @@ impl App {
     /// The body, whole.
     ///
     /// # Errors
-    /// 413; 408 when it takes too long; 429 when others hold the memory for too long; 400 when it ends early or
-    /// is no body.
+    /// 415 when it says that it is no JSON; 413; 408 when it takes too long; 429 when others hold the memory for too
+    /// long; 400 when it ends early or is no body.
     pub(super) async fn body(&self, headers: &HeaderMap, body: Body) -> Result<Whole, ApiError> {
+        check_type(headers)?;
         let limits = &self.config.limits;
         let declared = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
         let bytes = declared.unwrap_or(limits.body_bytes);
@@ -93,6 +94,26 @@ impl App {
             read(&app, &body.bytes)
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| broken())?
+    }
+}
+
+/// What says nothing is taken for JSON, and so is what curl says of all that it is given with `-d`.
+fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let told = |name| {
+        headers.get(name).map(|v| v.to_str().unwrap_or_default().split(';').next().unwrap_or_default())
+    };
+    let one_of = |told: Option<&str>, known: &[&str]| {
+        told.is_none_or(|told| known.iter().any(|known| told.trim().eq_ignore_ascii_case(known)))
+    };
+    let wrong = |message| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+    match () {
+        () if !one_of(told(CONTENT_TYPE), &["application/json", "application/x-www-form-urlencoded"]) => {
+            wrong("the body must be JSON: send Content-Type: application/json")
+        }
+        () if !one_of(told(CONTENT_ENCODING), &["identity"]) => {
+            wrong("the body must not be compressed: leave Content-Encoding out")
+        }
+        () => Ok(()),
     }
 }
 

@@ -7,12 +7,13 @@ use axum::response::Response;
 use headinfer_core::text::chat::{ChatOptions, Json, Message};
 use serde::Deserialize;
 
-use super::answer::Answer;
 use super::fields::Fields;
+use super::parse::parse;
 use super::request::{self, Request, top_logprobs};
+use super::respond::respond;
 use super::shape::Shape;
 use super::tools::Tools;
-use super::{ApiError, App, format, parse};
+use super::{ApiError, App, format};
 use crate::model::today;
 
 pub(super) async fn create(
@@ -22,23 +23,25 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     app.ready()?;
     let session = request::session(&headers)?;
-    let bytes = app.body(&headers, body).await?;
-    let request = app.aside(bytes, |app, bytes| {
+    let body = app.body(&headers, body).await?;
+    let how = (Shape::Chat, session.is_some());
+    respond(app, how, body, |app, bytes, early| {
         let value = parse(bytes)?;
         let fields = Fields::of(&value)?;
         request::check(app, &fields)?;
-        let (logprobs, tools, format) = (logprobs(&fields)?, Tools::read(&fields)?, format::read(&fields)?);
-        let ids = prompt(app, &fields, bytes, tools.is_some())?;
-        let request = Request::read(app, &fields, ("messages", ids), None, logprobs)?;
+        let tools = Tools::read(app, &fields)?;
+        let (logprobs, format) = (logprobs(&fields)?, format::read(&fields)?);
+        let ids = || prompt(app, &fields, bytes, tools.is_some());
+        let request = Request::read(app, &fields, early, ("messages", ids), None)?.scored(logprobs);
+        let format = format.as_deref();
         let (param, grammar) = match &tools {
-            Some(tools) => (tools.param(), tools.grammar(app.calls, format.as_deref())?),
+            Some(tools) => (tools.param(format), tools.grammar(format)?),
             None => (format::SCHEMA, format.map(|rule| format!("start: {rule}"))),
         };
-        let request = request.obeying(app, param, grammar)?.named(session, "chat", &fields);
-        Ok((request, tools.map(|tools| tools.calls(app.calls))))
-    });
-    let (request, calls) = request.await?;
-    Answer::new(&app, Shape::Chat, calls).respond(&app, request).await
+        let calls = tools.map(|tools| tools.calls(format));
+        Ok((request.obeying(app, param, grammar)?.named(session, "chat", &fields), calls))
+    })
+    .await
 }
 
 fn logprobs(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {

@@ -6,11 +6,12 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde_json::Value;
 
-use super::answer::Answer;
 use super::fields::Fields;
+use super::parse::parse;
 use super::request::{self, Request, token_ids, top_logprobs};
+use super::respond::respond;
 use super::shape::Shape;
-use super::{ApiError, App, format, parse};
+use super::{ApiError, App, format};
 
 /// OpenAI's default of this endpoint.
 const MAX_TOKENS: usize = 16;
@@ -22,18 +23,19 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     app.ready()?;
     let session = request::session(&headers)?;
-    let bytes = app.body(&headers, body).await?;
-    let request = app.aside(bytes, |app, bytes| {
+    let body = app.body(&headers, body).await?;
+    let how = (Shape::Text, session.is_some());
+    respond(app, how, body, |app, bytes, early| {
         let value = parse(bytes)?;
         let fields = Fields::of(&value)?;
         request::check(app, &fields)?;
         let logprobs = top_logprobs(&fields, "logprobs")?;
         let grammar = format::read(&fields)?.map(|rule| format!("start: {rule}"));
-        let ids = prompt(app, &fields)?;
-        let request = Request::read(app, &fields, ("prompt", ids), Some(MAX_TOKENS), logprobs)?;
-        Ok(request.obeying(app, format::SCHEMA, grammar)?.named(session, "text", &fields))
-    });
-    Answer::new(&app, Shape::Text, None).respond(&app, request.await?).await
+        let ids = || prompt(app, &fields);
+        let request = Request::read(app, &fields, early, ("prompt", ids), Some(MAX_TOKENS))?.scored(logprobs);
+        Ok((request.obeying(app, format::SCHEMA, grammar)?.named(session, "text", &fields), None))
+    })
+    .await
 }
 
 /// A string, ids, or a list of one of these.

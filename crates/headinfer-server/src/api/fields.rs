@@ -42,7 +42,12 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn flag(&self, name: &str) -> Result<bool, ApiError> {
-        Ok(self.take(name, "true or false", Value::as_bool)?.unwrap_or(false))
+        self.flag_or(name, false)
+    }
+
+    /// `absent` is what is meant when it is left out.
+    pub(super) fn flag_or(&self, name: &str, absent: bool) -> Result<bool, ApiError> {
+        Ok(self.take(name, "true or false", Value::as_bool)?.unwrap_or(absent))
     }
 
     pub(super) fn text(&self, name: &str) -> Result<Option<&'a str>, ApiError> {
@@ -129,6 +134,16 @@ fn shown(value: &Value) -> String {
         Value::Bool(b) => b.to_string(),
         other => kind(other).to_owned(),
     }
+}
+
+/// What a client sent, on one line and not all of it when it is long.
+pub(super) fn brief(text: &str) -> String {
+    const CHARS_MAX: usize = 64;
+    let mut shown: String = text.chars().take(CHARS_MAX).flat_map(char::escape_debug).collect();
+    if text.chars().nth(CHARS_MAX).is_some() {
+        shown.push('\u{2026}');
+    }
+    shown
 }
 
 #[cfg(test)]

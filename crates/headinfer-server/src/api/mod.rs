@@ -8,7 +8,9 @@ mod error;
 mod fields;
 mod format;
 mod models;
+mod parse;
 mod request;
+mod respond;
 mod sessions;
 mod shape;
 mod status;
@@ -40,7 +42,7 @@ use crate::model::{ServedModel, unix_time};
 use crate::sessions::Sessions;
 use crate::tools::CallFormat;
 use crate::worker::{EngineHandle, Shared, State};
-use crate::{auth, metrics};
+use crate::{auth, linger, metrics};
 
 /// What all handlers share.
 #[derive(Clone)]
@@ -54,8 +56,8 @@ pub(crate) struct Inner {
     pub(crate) sessions: Sessions,
     bodies: Bodies,
     grammars: Grammars,
-    /// How the model writes calls of tools.
-    calls: CallFormat,
+    /// How the model writes calls of tools; `None`: its chat template shows it none.
+    calls: Option<CallFormat>,
     /// One permit for each connection that may still be opened.
     pub(crate) connections: Arc<Semaphore>,
     /// Answers so far, for their ids.
@@ -73,7 +75,8 @@ impl Deref for App {
 impl App {
     pub(crate) fn new(config: ServerConfig, model: ServedModel, engine: EngineHandle) -> Self {
         let tokenizer = engine.tokenizer().clone();
-        let calls = CallFormat::of(tokenizer.tool_template().unwrap_or_default());
+        // Without a template every chat is refused, and for that reason.
+        let calls = tokenizer.tool_template().map_or(Some(CallFormat::Arguments), CallFormat::of);
         let grammars = Grammars::new(tokenizer, model.end_tokens.clone());
         let (sessions, bodies) = (Sessions::new(&config.limits), Bodies::new(&config.limits));
         let connections = Arc::new(Semaphore::new(config.limits.connections));
@@ -100,6 +103,7 @@ impl App {
                 ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
             })
             .layer(middleware::from_fn_with_state(self.clone(), auth::guard))
+            .layer(middleware::from_fn(linger::linger))
             .with_state(self.clone())
     }
 
@@ -130,15 +134,6 @@ impl App {
         let open = self.config.limits.connections.saturating_sub(self.connections.available_permits());
         metrics::render(self.shared(), &self.model.id, open)
     }
-}
-
-/// JSON of a body.
-///
-/// # Errors
-/// 400; too deep is an error too.
-fn parse(body: &[u8]) -> Result<Value, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {e}")))
 }
 
 fn json(status: StatusCode, value: &Value) -> Response {

@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use super::fields::brief;
 use super::{ApiError, App, Named, json as answer, named};
 
 /// The one model.
@@ -24,8 +25,7 @@ pub(super) fn check(app: &App, id: &str) -> Result<(), ApiError> {
     if id == app.model.id {
         return Ok(());
     }
-    let message =
-        format!("there is no model '{}' here; this server has '{}'", id.escape_debug(), app.model.id);
+    let message = format!("there is no model '{}' here; this server has '{}'", brief(id), app.model.id);
     Err(ApiError::new(StatusCode::NOT_FOUND, message).param("model").code("model_not_found"))
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::answer::Answer;
 use super::fields::Fields;
 use super::format::unsupported;
+use super::respond::Early;
 use super::{ApiError, App, models};
 use crate::sessions::Question;
 use crate::worker::{Event, Feed, Job, Refused, Teller};
@@ -20,8 +21,8 @@ use crate::worker::{Event, Feed, Job, Refused, Teller};
 /// Most likeliest tokens reported with each token.
 const TOP_LOGPROBS_MAX: usize = 20;
 const SESSION_BYTES_MAX: usize = 128;
-/// Fields of other servers that would change the answer, and are not read here.
-const REFUSED: [&str; 14] = [
+/// Fields of OpenAI's and other servers' that would change the answer, and are not read here.
+const REFUSED: [&str; 31] = [
     "functions",
     "function_call",
     "audio",
@@ -33,10 +34,44 @@ const REFUSED: [&str; 14] = [
     "guided_grammar",
     "structured_outputs",
     "grammar",
+    "json_schema",
     "stop_token_ids",
     "min_tokens",
     "use_beam_search",
+    "bad_words",
+    "allowed_token_ids",
+    "prompt_logprobs",
+    "truncate_prompt_tokens",
+    "include_stop_str_in_output",
+    "continue_final_message",
+    "chat_template",
+    "documents",
+    "n_predict",
+    "n_probs",
+    "mirostat",
+    "samplers",
+    "xtc_probability",
+    "dry_multiplier",
+    "dynatemp_range",
+    "lora",
 ];
+/// Fields that are not read here, and the value that changes nothing.
+static NEUTRAL: LazyLock<[(&str, Value); 12]> = LazyLock::new(|| {
+    [
+        ("n", json!(1)),
+        ("best_of", json!(1)),
+        ("frequency_penalty", json!(0)),
+        ("presence_penalty", json!(0)),
+        ("repeat_penalty", json!(1)),
+        ("typical_p", json!(1)),
+        ("logit_bias", json!({})),
+        ("echo", json!(false)),
+        ("suffix", json!("")),
+        ("modalities", json!(["text"])),
+        ("skip_special_tokens", json!(true)),
+        ("add_generation_prompt", json!(true)),
+    ]
+});
 /// Fields that do not bear on what the answer is.
 const PRESENTATION: [&str; 6] = ["stream", "stream_options", "return_progress", "user", "metadata", "store"];
 
@@ -65,46 +100,38 @@ pub(crate) struct StreamOptions {
 }
 
 impl Request {
-    /// Reads all fields but those of the prompt, whose `ids` and name are given. `room`: tokens generated when the
-    /// request does not say; `None` is all that the context leaves.
+    /// Reads all fields but those of the prompt, then lets `ids` make its tokens: what is wrong with a small field is
+    /// known before work is done. `name` is the prompt's field. `room`: tokens generated when the request does not say;
+    /// `None` is all that the context leaves.
     pub(super) fn read(
         app: &App,
         fields: &Fields<'_>,
-        (name, ids): (&str, Vec<u32>),
+        early: Early,
+        (name, ids): (&str, impl FnOnce() -> Result<Vec<u32>, ApiError>),
         room: Option<usize>,
-        logprobs: Option<usize>,
     ) -> Result<Self, ApiError> {
-        let (context, vocab) = app.ready()?;
-        if ids.is_empty() {
-            return Err(ApiError::field(name, format!("{name} has no tokens")));
-        }
-        if let Some(at) = ids.iter().position(|id| *id as usize >= vocab) {
-            let message = format!("{name}[{at}] is {}: the vocabulary has {vocab} tokens", ids[at]);
-            return Err(ApiError::field(name, message));
-        }
         let asked = max_tokens(app, fields)?;
-        let left = context.saturating_sub(ids.len());
-        let least = asked.unwrap_or(1);
-        if left < least {
-            let need = ids.len() + least;
-            let message = format!(
-                "{} tokens of {name} and {least} to generate are {need}; the context is {context}",
-                ids.len()
-            );
-            return Err(ApiError::field(name, message).code("context_length_exceeded"));
-        }
-        let most = left.min(app.config.limits.max_tokens);
+        let (sampling, stops) = (sampling(app, fields)?, stops(fields)?);
+        let (ignore_end, stream) = (fields.flag("ignore_eos")?, stream(fields)?);
+        early.tell(stream);
+        let ids = ids()?;
+        let most = room_for(app, name, &ids, asked.unwrap_or(1))?;
         Ok(Self {
             ids,
             max_tokens: asked.unwrap_or_else(|| room.unwrap_or(most).min(most)),
-            sampling: sampling(app, fields)?,
-            stops: stops(fields)?,
-            ignore_end: fields.flag("ignore_eos")?,
-            logprobs,
+            sampling,
+            stops,
+            ignore_end,
+            logprobs: None,
             mask: None,
-            stream: stream(fields)?,
+            stream,
             session: None,
         })
+    }
+
+    /// With the probabilities of each token and of so many likeliest ones.
+    pub(super) fn scored(self, logprobs: Option<usize>) -> Self {
+        Self { logprobs, ..self }
     }
 
     /// An answer that a Lark `grammar` derives; errors name the field `param`.
@@ -154,27 +181,35 @@ impl Request {
     }
 }
 
+/// Most tokens that may follow the prompt `ids`, called `name`; at least `least`.
+fn room_for(app: &App, name: &str, ids: &[u32], least: usize) -> Result<usize, ApiError> {
+    let (context, vocab) = app.ready()?;
+    if ids.is_empty() {
+        return Err(ApiError::field(name, format!("{name} has no tokens")));
+    }
+    within(name, ids, vocab)?;
+    let left = context.saturating_sub(ids.len());
+    if left < least {
+        let (have, need) = (ids.len(), ids.len() + least);
+        let message =
+            format!("{have} tokens of {name} and {least} to generate are {need}; the context is {context}");
+        return Err(ApiError::field(name, message).code("context_length_exceeded"));
+    }
+    Ok(left.min(app.config.limits.max_tokens))
+}
+
 /// Refuses what is not there before anything is tokenised: another model, and fields that would change the answer
 /// and are not implemented.
 pub(super) fn check(app: &App, fields: &Fields<'_>) -> Result<(), ApiError> {
     if let Some(id) = fields.text("model")? {
         models::check(app, id)?;
     }
-    let neutral = [
-        ("n", json!(1)),
-        ("best_of", json!(1)),
-        ("frequency_penalty", json!(0)),
-        ("presence_penalty", json!(0)),
-        ("logit_bias", json!({})),
-        ("echo", json!(false)),
-        ("suffix", json!("")),
-        ("modalities", json!(["text"])),
-    ];
-    for (name, value) in &neutral {
+    for (name, value) in NEUTRAL.iter() {
         fields.refuse_unless(name, value)?;
     }
-    let absent = REFUSED.iter().find(|name| fields.get(name).is_some_and(|given| *given != json!(false)));
-    match absent {
+    // Switched off, or nothing of it.
+    let off = |given: &Value| *given == json!(false) || given.as_f64() == Some(0.0);
+    match REFUSED.iter().find(|name| fields.get(name).is_some_and(|given| !off(given))) {
         None => Ok(()),
         Some(name) => Err(ApiError::field(*name, format!("{name} is not supported: leave it out"))),
     }
@@ -199,6 +234,13 @@ pub(super) fn token_ids(name: &str, list: &[Value]) -> Result<Vec<u32>, ApiError
         id.ok_or_else(|| ApiError::field(name, format!("{name}[{at}] must be a token id")))
     };
     list.iter().enumerate().map(id).collect()
+}
+
+/// Refuses ids that are none of `vocab` tokens.
+pub(super) fn within(name: &str, ids: &[u32], vocab: usize) -> Result<(), ApiError> {
+    let Some(at) = ids.iter().position(|id| *id as usize >= vocab) else { return Ok(()) };
+    let message = format!("{name}[{at}] is {}: the vocabulary has {vocab} tokens", ids[at]);
+    Err(ApiError::field(name, message))
 }
 
 /// How many likeliest tokens are asked for by the field `name`.
@@ -250,6 +292,7 @@ fn stops(fields: &Fields<'_>) -> Result<StopMatcher, ApiError> {
     StopMatcher::new(stops).map_err(|why| ApiError::field("stop", why))
 }
 
+/// How the answer is streamed; `None`: it is sent whole.
 fn stream(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
     let (stream, progress) = (fields.flag("stream")?, fields.flag("return_progress")?);
     let usage = match fields.object("stream_options")? {

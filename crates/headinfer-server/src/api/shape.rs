@@ -3,7 +3,6 @@
 use headinfer_core::text::Tokenizer;
 use serde_json::{Map, Value, json};
 
-use crate::tools::Call;
 use crate::worker::Scored;
 
 /// Which endpoint answers.
@@ -35,7 +34,7 @@ impl Shape {
         }
     }
 
-    /// `calls` are those of [`Shape::call`].
+    /// `calls` are those of [`Shape::call`], with their arguments.
     pub(super) fn whole_choice(self, text: &str, calls: Vec<Value>, logprobs: Value, reason: &str) -> Value {
         match self {
             Self::Chat => {
@@ -50,14 +49,13 @@ impl Shape {
         }
     }
 
-    /// Call number `at` of the answer `answer`.
-    pub(super) fn call(self, answer: &str, at: usize, call: &Call) -> Value {
-        let Call { name, arguments } = call;
-        let function = json!({"name": name, "arguments": arguments});
+    /// Call number `at` of the answer `answer`, of the tool `name`.
+    pub(super) fn call(self, answer: &str, at: usize, name: &str) -> Value {
+        let function = json!({"name": name, "arguments": ""});
         json!({"id": format!("call_{answer}-{at}"), "type": "function", "function": function})
     }
 
-    /// A chunk of one whole call, made by [`Shape::call`].
+    /// A chunk of call number `at`: its beginning, made by [`Shape::call`], or more of its arguments.
     pub(super) fn call_choice(self, at: usize, mut call: Value, logprobs: Value) -> Value {
         call["index"] = at.into();
         json!({"index": 0, "delta": {"tool_calls": [call]}, "logprobs": logprobs, "finish_reason": null})

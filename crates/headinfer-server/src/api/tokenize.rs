@@ -7,9 +7,10 @@ use axum::response::Response;
 use serde_json::json;
 
 use super::fields::Fields;
-use super::request::token_ids;
+use super::parse::parse;
+use super::request::{token_ids, within};
 use super::tools::Tools;
-use super::{ApiError, App, chat, models, parse, written};
+use super::{ApiError, App, chat, models, written};
 
 /// `{prompt, add_special_tokens}` or `{messages, tools, …}` to `{count, max_model_len, tokens}`.
 pub(super) async fn tokenize(
@@ -36,12 +37,12 @@ fn tokens(app: &App, bytes: &[u8]) -> Result<Vec<u32>, ApiError> {
         models::check(app, id)?;
     }
     let tokenizer = app.engine.tokenizer();
-    let raw = fields.get("add_special_tokens").is_some() && !fields.flag("add_special_tokens")?;
+    let raw = !fields.flag_or("add_special_tokens", true)?;
     let tokens = match fields.text("prompt")? {
         Some(text) if raw => tokenizer.encode_raw(text),
         Some(text) => tokenizer.encode(text),
         None if fields.get("messages").is_some() => {
-            let tools = Tools::read(&fields)?;
+            let tools = Tools::read(app, &fields)?;
             return chat::prompt(app, &fields, bytes, tools.is_some());
         }
         None => {
@@ -61,8 +62,15 @@ pub(super) async fn detokenize(
     let reply = app.aside(bytes, |app, bytes| {
         let value = parse(bytes)?;
         let fields = Fields::of(&value)?;
+        if let Some(id) = fields.text("model")? {
+            models::check(app, id)?;
+        }
         let needed = || ApiError::field("tokens", "tokens (a list of token ids) is needed");
         let ids = token_ids("tokens", fields.list("tokens")?.ok_or_else(needed)?)?;
+        // While the model is loading its size is not known, and what has no text is left out.
+        if let Ok((_, vocab)) = app.ready() {
+            within("tokens", &ids, vocab)?;
+        }
         Ok(json!({"prompt": app.engine.tokenizer().decode(&ids)}).to_string())
     });
     Ok(written(StatusCode::OK, reply.await?))

@@ -6,29 +6,33 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::format::{CLOSE, CallFormat, OPEN};
+use super::spelled::Spelled;
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Said {
     Text(String),
-    Call(Call),
+    /// A call of the tool of this name begins.
+    Call(String),
+    /// More of its arguments: JSON as the model wrote it.
+    Arguments(String),
 }
 
-/// A call of a tool.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Call {
-    pub(crate) name: String,
-    /// JSON as the model wrote it.
-    pub(crate) arguments: String,
+/// A whole call of a tool.
+struct Call {
+    name: String,
+    arguments: String,
 }
 
 /// Takes an answer apart. Text that may belong to a call is held back until that is known; what turns out to be none
-/// is text, so nothing is lost.
+/// is text, so nothing is lost. Where a grammar spells the calls, they are told while they are made.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
     format: CallFormat,
     /// Only these can be called.
     names: Arc<[String]>,
+    /// A grammar lets nothing begin like a call that is none.
+    spelled: bool,
     held: String,
     state: State,
     /// A call was found.
@@ -48,13 +52,17 @@ enum State {
     },
     /// The answer begins like a call, and is read at its end.
     Whole,
+    /// Within a call that a grammar spells.
+    Spelled(Spelled),
 }
 
 impl Calls {
-    pub(crate) fn new(format: CallFormat, names: Vec<String>) -> Self {
+    /// `spelled`: a grammar of [`CallFormat`] lets nothing begin like a call that is none.
+    pub(crate) fn new(format: CallFormat, names: Vec<String>, spelled: bool) -> Self {
         Self {
             format,
             names: names.into(),
+            spelled,
             held: String::new(),
             state: State::Start,
             called: false,
@@ -71,50 +79,92 @@ impl Calls {
     pub(crate) fn push(&mut self, piece: &str) -> Vec<Said> {
         self.held += piece;
         let mut said = Vec::new();
-        if self.format == CallFormat::Tagged {
-            while self.tagged(&mut said) {}
-            return said;
-        }
-        if self.state == State::Start
+        if self.format != CallFormat::Tagged
+            && self.state == State::Start
             && let Some(first) = self.held.trim_start().chars().next()
         {
-            self.state = if matches!(first, '{' | '[') { State::Whole } else { State::Text };
+            self.state = match first {
+                '{' if self.spelled => State::Spelled(Spelled::Head),
+                '{' | '[' => State::Whole,
+                _ => State::Text,
+            };
         }
-        if self.state == State::Text {
-            self.text(self.held.len(), &mut said);
-        }
+        while self.step(&mut said) {}
         said
     }
 
     /// The rest, when no more text comes.
     pub(crate) fn finish(&mut self) -> Vec<Said> {
+        let mut said = Vec::new();
         let calls = match self.state {
             // Some models end without the tag.
             State::Tagged { .. } => self.call(&self.held).map(|call| vec![call]),
             State::Whole => self.several(&self.held),
-            State::Start | State::Text => None,
+            // Its arguments are told as far as they came.
+            State::Spelled(Spelled::Arguments { .. } | Spelled::Tail) => Some(Vec::new()),
+            State::Start | State::Text | State::Spelled(Spelled::Head) => None,
         };
         if let Some(calls) = calls {
             self.held.clear();
-            self.called = true;
-            return calls.into_iter().map(Said::Call).collect();
+            calls.into_iter().for_each(|call| self.tell(call, &mut said));
+            return said;
         }
-        if let State::Tagged { .. } = self.state {
+        if self.format == CallFormat::Tagged && matches!(self.state, State::Tagged { .. } | State::Spelled(_))
+        {
             self.held.insert_str(0, OPEN);
         }
-        let mut said = Vec::new();
         self.text(self.held.len(), &mut said);
         said
     }
 
     /// One step through what is held; whether there may be another.
+    fn step(&mut self, said: &mut Vec<Said>) -> bool {
+        match (self.state, self.format) {
+            (State::Spelled(spelled), _) => self.spelled(spelled, said),
+            (_, CallFormat::Tagged) => self.tagged(said),
+            (State::Text, _) => {
+                self.text(self.held.len(), said);
+                false
+            }
+            (State::Start | State::Whole | State::Tagged { .. }, _) => false,
+        }
+    }
+
+    fn spelled(&mut self, spelled: Spelled, said: &mut Vec<Said>) -> bool {
+        let next = match (spelled, self.format) {
+            (Spelled::Tail, CallFormat::Tagged) => {
+                let Some(at) = self.held.find(CLOSE) else { return false };
+                self.held.drain(..at + CLOSE.len());
+                self.trim = true;
+                State::Text
+            }
+            // The next one, if there is one.
+            (Spelled::Tail, _) => {
+                let Some(at) = self.held.find('{') else { return false };
+                self.held.drain(..at);
+                State::Spelled(Spelled::Head)
+            }
+            (spelled, format) => {
+                let Some(next) = spelled.step(format.key(), &mut self.held, said) else { return false };
+                self.called = true;
+                State::Spelled(next)
+            }
+        };
+        let goes_on = !self.held.is_empty();
+        self.state = next;
+        goes_on
+    }
+
     fn tagged(&mut self, said: &mut Vec<Said>) -> bool {
         let State::Tagged { searched } = self.state else {
             let open = self.held.find(OPEN);
             self.text(open.unwrap_or_else(|| self.held.len() - open_tail(&self.held)), said);
             if open.is_some() {
                 self.held.drain(..OPEN.len());
-                self.state = State::Tagged { searched: 0 };
+                self.state = match self.spelled {
+                    true => State::Spelled(Spelled::Head),
+                    false => State::Tagged { searched: 0 },
+                };
             }
             return open.is_some();
         };
@@ -127,8 +177,8 @@ impl Calls {
         let after = at + CLOSE.len();
         match self.call(&self.held[..at]) {
             Some(call) => {
-                (self.called, self.trim) = (true, true);
-                said.push(Said::Call(call));
+                self.trim = true;
+                self.tell(call, said);
             }
             None if unfinished(&self.held[..at]) => {
                 // The tag is within a string of the call.
@@ -150,6 +200,11 @@ impl Calls {
             self.trim = false;
             said.push(Said::Text(text.to_owned()));
         }
+    }
+
+    fn tell(&mut self, call: Call, said: &mut Vec<Said>) {
+        self.called = true;
+        said.extend([Said::Call(call.name), Said::Arguments(call.arguments)]);
     }
 
     fn call(&self, text: &str) -> Option<Call> {

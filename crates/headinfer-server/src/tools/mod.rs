@@ -4,9 +4,10 @@
 
 mod calls;
 mod format;
+mod spelled;
 
-pub(crate) use calls::{Call, Calls, Said};
-pub(crate) use format::CallFormat;
+pub(crate) use calls::{Calls, Said};
+pub(crate) use format::{CallFormat, Wanted};
 
 use serde_json::{Value, json};
 
@@ -17,6 +18,8 @@ pub(crate) struct Tool {
     pub(crate) name: String,
     /// JSON schema of the arguments; without one there are none.
     pub(crate) parameters: Option<Value>,
+    /// The arguments obey the schema, however the model came to call.
+    pub(crate) strict: bool,
 }
 
 impl Tool {

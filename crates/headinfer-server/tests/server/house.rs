@@ -1,5 +1,6 @@
 //! A running server, and a gate that stalls its engine.
 
+use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub(crate) struct Setup {
     pub(crate) slots: usize,
     pub(crate) queue: usize,
     pub(crate) context: usize,
+    /// For chats.
+    pub(crate) template: &'static str,
     pub(crate) config: ServerConfig,
 }
 
@@ -28,7 +31,7 @@ impl Default for Setup {
     fn default() -> Self {
         let mut config = ServerConfig { address: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
         config.drain = Duration::from_millis(100);
-        Self { slots: 2, queue: 64, context: 1024, config }
+        Self { slots: 2, queue: 64, context: 1024, template: model::TEMPLATE, config }
     }
 }
 
@@ -71,10 +74,12 @@ pub(crate) async fn start_loading(setup: Setup) -> House {
     let open = move |_| {
         below.pass_load();
         let inner = model::backend(&plan);
-        Ok(Session::new(plan.clone(), Box::new(Gated { inner, gate: below.clone() })))
+        let gated = Gated { inner, gate: below.clone(), spoken: Vec::new() };
+        Ok(Session::new(plan.clone(), Box::new(gated)))
     };
     let options = EngineOptions { slots: setup.slots, queue: setup.queue };
-    let engine = EngineHandle::start(options, model::tokenizer(), open).expect("the engine starts");
+    let tokenizer = model::tokenizer_of(setup.template);
+    let engine = EngineHandle::start(options, tokenizer, open).expect("the engine starts");
     let served = ServedModel { id: "tiny".into(), end_tokens: vec![model::END] };
     let server = Server::bind(setup.config, served, engine).await.expect("listens");
     let client = Client { address: server.address(), headers: Vec::new() };
@@ -123,6 +128,8 @@ struct GateState {
     panic: bool,
     /// Rows of the steps so far.
     steps: Vec<usize>,
+    /// Tokens that the model finds likeliest from now on, one after the other.
+    script: VecDeque<u32>,
 }
 
 impl Gate {
@@ -151,6 +158,16 @@ impl Gate {
         self.0.0.lock().unwrap().panic = true;
     }
 
+    /// The model wants to say `text`, and then to end. What a grammar forbids, it does not get to say.
+    pub(crate) fn say(&self, text: &str) {
+        let ids = model::tokenizer().encode(text).expect("encodes");
+        self.0.0.lock().unwrap().script = ids.into_iter().chain([model::END]).collect();
+    }
+
+    fn word(&self) -> Option<u32> {
+        self.0.0.lock().unwrap().script.pop_front()
+    }
+
     /// Steps that were begun.
     pub(crate) fn steps(&self) -> Vec<usize> {
         self.0.0.lock().unwrap().steps.clone()
@@ -177,6 +194,8 @@ impl Gate {
 struct Gated {
     inner: Cpu,
     gate: Gate,
+    /// Logits of a word of the gate's.
+    spoken: Vec<f32>,
 }
 
 impl Backend for Gated {
@@ -186,7 +205,12 @@ impl Backend for Gated {
     }
 
     fn logits(&mut self) -> Result<&[f32], BackendError> {
-        self.inner.logits()
+        let logits = self.inner.logits()?;
+        let Some(word) = (!logits.is_empty()).then(|| self.gate.word()).flatten() else { return Ok(logits) };
+        self.spoken.clear();
+        self.spoken.resize(logits.len(), 0.0);
+        self.spoken[logits.len() - model::VOCAB + word as usize] = 9.0;
+        Ok(&self.spoken)
     }
 
     fn stats(&self) -> Stats {

@@ -48,6 +48,12 @@ async fn wrong_values_are_refused_by_name() {
         (CHAT, json!({"messages": user, "functions": []}), "functions"),
         (CHAT, json!({"messages": user, "modalities": ["text", "audio"]}), "modalities"),
         (COMPLETIONS, json!({"prompt": "x", "guided_json": {}}), "guided_json"),
+        (COMPLETIONS, json!({"prompt": "x", "truncate_prompt_tokens": 5}), "truncate_prompt_tokens"),
+        (COMPLETIONS, json!({"prompt": "x", "skip_special_tokens": false}), "skip_special_tokens"),
+        (COMPLETIONS, json!({"prompt": "x", "repeat_penalty": 1.3}), "repeat_penalty"),
+        (CHAT, json!({"messages": user, "chat_template": "{{ messages }}"}), "chat_template"),
+        (CHAT, json!({"messages": user, "add_generation_prompt": false}), "add_generation_prompt"),
+        (CHAT, json!({"messages": user, "logit_bias": {"5": 1}}), "logit_bias"),
         (CHAT, json!({"messages": user, "frequency_penalty": 0.5}), "frequency_penalty"),
         (CHAT, json!({"messages": user, "tool_choice": "required"}), "tool_choice"),
         (CHAT, json!({"messages": user, "tools": {}}), "tools"),
@@ -63,6 +69,8 @@ async fn wrong_values_are_refused_by_name() {
         (COMPLETIONS, json!({"prompt": "x", "echo": true}), "echo"),
         (COMPLETIONS, json!({"prompt": "x", "best_of": 3}), "best_of"),
         ("/detokenize", json!({"tokens": ["x"]}), "tokens"),
+        ("/detokenize", json!({"tokens": [1, 104]}), "tokens"),
+        ("/detokenize", json!({}), "tokens"),
         ("/tokenize", json!({"prompt": 1}), "prompt"),
     ];
     for (path, body, param) in &cases {
@@ -74,7 +82,8 @@ async fn wrong_values_are_refused_by_name() {
     assert_eq!((status, error["code"].as_str()), (404, Some("model_not_found")));
     // What no field is asked for, and nulls, are ignored.
     let ok = json!({"messages": user, "max_tokens": 1, "user": "me", "store": false, "temperature": null, "n": 1,
-        "frequency_penalty": 0.0, "logit_bias": {}, "parallel_tool_calls": true, "stop": null,
+        "frequency_penalty": 0.0, "logit_bias": {}, "parallel_tool_calls": true, "min_tokens": 0,
+        "skip_special_tokens": true, "stop": null,
         "response_format": {"type": "text"}});
     house.ask(CHAT, &ok).await;
 }
@@ -97,7 +106,7 @@ async fn what_does_not_fit_the_context_is_refused_before_work() {
 async fn malformed_requests_are_answered_with_4xx() {
     let house = start(Setup::default()).await;
     let deep = "[".repeat(100_000);
-    let bodies: [&[u8]; 8] = [
+    let bodies: [&[u8]; 14] = [
         b"",
         b"{",
         b"null",
@@ -105,6 +114,12 @@ async fn malformed_requests_are_answered_with_4xx() {
         b"{\"prompt\": \"\xff\xfe\"}",
         b"{\"prompt\": \"x\", \"max_tokens\": 1e999}",
         b"{\"prompt\": \"\\ud800\"}",
+        b"{\"prompt\": \"x\", \"temperature\": NaN}",
+        b"{\"prompt\": \"x\", \"temperature\": -Infinity}",
+        b"{\"prompt\": \"x\", \"prompt\": \"y\"}",
+        b"{\"messages\": [{\"role\": \"user\", \"role\": \"system\", \"content\": \"x\"}], \"tokens\": []}",
+        b"\xef\xbb\xbf{\"prompt\": \"x\"}",
+        b"{\"prompt\": \"x\"} {}",
         deep.as_bytes(),
     ];
     for body in bodies {
@@ -114,7 +129,18 @@ async fn malformed_requests_are_answered_with_4xx() {
             assert!(reply.json["error"]["message"].is_string());
         }
     }
-    assert_eq!(house.get("/v1/chat/completions").await.status, 405);
+    for (method, path) in [
+        (Method::GET, CHAT),
+        (Method::PUT, COMPLETIONS),
+        (Method::OPTIONS, COMPLETIONS),
+        (Method::DELETE, "/tokenize"),
+        (Method::POST, "/health"),
+        (Method::PATCH, "/v1/sessions/x"),
+    ] {
+        let reply = house.raw(method, path, Vec::new()).await;
+        assert_eq!(reply.status, 405, "{path}");
+        assert!(reply.headers.contains_key("allow") && reply.json["error"]["message"].is_string());
+    }
     assert_eq!(house.get("/etc/passwd").await.status, 404);
     for path in ["/v1/models/%ff", "/v1/sessions/%ff"] {
         let reply = house.get(path).await;
@@ -127,6 +153,54 @@ async fn malformed_requests_are_answered_with_4xx() {
     }
     assert_eq!(house.get("/v1/models/..%2f..%2fetc%2fpasswd").await.status, 404);
     assert!(house.get("/v1/models/x").await.json["error"]["param"] == "model");
+}
+
+#[tokio::test]
+async fn bodies_that_say_they_are_no_json_are_refused() {
+    let house = start(Setup::default()).await;
+    let body = json!({"prompt": "ab"});
+    for (name, value, status) in [
+        ("content-type", "application/json", 200),
+        ("content-type", "Application/JSON; charset=utf-8", 200),
+        // Curl says this of all that it is given with -d.
+        ("content-type", "application/x-www-form-urlencoded", 200),
+        ("content-encoding", "identity", 200),
+        ("content-type", "text/plain", 415),
+        ("content-type", "multipart/form-data; boundary=application/json", 415),
+        ("content-type", "", 415),
+        ("content-encoding", "gzip", 415),
+    ] {
+        let reply = house.with(name, value).post("/tokenize", &body).await;
+        assert_eq!(reply.status, status, "{name}: {value}");
+        assert_eq!(reply.json["error"]["message"].is_string(), status == 415);
+    }
+}
+
+#[tokio::test]
+async fn who_sends_a_byte_at_a_time_is_left() {
+    let mut setup = Setup::default();
+    (setup.config.limits.head_time, setup.config.limits.body_time) =
+        (Duration::from_millis(100), Duration::from_millis(100));
+    let house = start(setup).await;
+    let head = "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n";
+    for (at_once, answer) in [("GET /health HTTP/1.1\r\nx: ", ""), (head, "HTTP/1.1 408")] {
+        let stream = TcpStream::connect(house.address).await.unwrap();
+        let (mut reader, mut writer) = stream.into_split();
+        writer.write_all(at_once.as_bytes()).await.unwrap();
+        let drip = async {
+            while writer.write_all(b" ").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let mut said = Vec::new();
+        tokio::select! {
+            // The connection may be reset with bytes still on their way.
+            _ = reader.read_to_end(&mut said) => {}
+            () = drip => {}
+        }
+        assert!(String::from_utf8_lossy(&said).starts_with(answer), "{}", String::from_utf8_lossy(&said));
+    }
+    house.until("they are left", async || house.metric("connections").await == 1.0).await;
 }
 
 #[tokio::test]
@@ -156,6 +230,41 @@ async fn bodies_and_heads_have_limits() {
         stream.read_to_string(&mut said).await.unwrap();
         assert!(said.starts_with(answer), "{said}");
     }
+}
+
+#[tokio::test]
+async fn who_is_refused_while_sending_hears_why() {
+    let mut setup = Setup::default();
+    (setup.config.limits.body_bytes, setup.config.api_key) = (100_000, Some("k".into()));
+    let house = start(setup).await;
+    // Far more than the system holds for a server that does not read.
+    let body = "x".repeat(30 << 20);
+    let chunked = format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let whole = format!("content-length: {}\r\n\r\n{body}", body.len());
+    let key = "authorization: Bearer k\r\n";
+    for (path, headers, sent, status) in [
+        ("/tokenize", key, &whole, "413"),
+        ("/tokenize", key, &chunked, "413"),
+        ("/tokenize", "authorization: Bearer k\r\ncontent-type: text/plain\r\n", &whole, "415"),
+        ("/v1/completions", "", &whole, "401"),
+        ("/nowhere", key, &chunked, "404"),
+        ("/health", "", &whole, "405"),
+    ] {
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.expect("all of it is taken");
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.expect("an answer");
+        assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {said}");
+    }
+    // Who asks before sending is told not to.
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
+    let head = format!("POST /tokenize HTTP/1.1\r\nhost: localhost\r\n{key}expect: 100-continue\r\n");
+    stream.write_all(format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes()).await.unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.expect("an answer");
+    assert!(said.starts_with("HTTP/1.1 413"), "{said}");
 }
 
 #[tokio::test]

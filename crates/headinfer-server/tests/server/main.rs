@@ -3,6 +3,7 @@
 
 mod client;
 mod fairness;
+mod fuzz;
 mod house;
 mod limits;
 mod load;
@@ -12,6 +13,7 @@ mod reuse;
 mod security;
 mod sessions;
 mod shapes;
+mod stalled;
 mod streams;
 mod structured;
 mod tools;

@@ -23,10 +23,10 @@ pub(crate) const CHUNK: usize = 32;
 /// Ends a text.
 pub(crate) const END: u32 = 98;
 const SPECIAL: [&str; 6] = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|tools|>"];
-const VOCAB: usize = END as usize + SPECIAL.len();
+pub(crate) const VOCAB: usize = END as usize + SPECIAL.len();
 
 /// Prints roles, contents, calls, and the tools it is shown.
-const TEMPLATE: &str = "{% if tools %}<|tools|>{{ tools | tojson }}<|end|>{% endif %}\
+pub(crate) const TEMPLATE: &str = "{% if tools %}<|tools|>{{ tools | tojson }}<|end|>{% endif %}\
     {% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}{% for c in m.tool_calls or [] %}\
     {{ c.function.name }}({{ c.function.arguments.city }}){% endfor %}<|end|>{% endfor %}\
     {% if add_generation_prompt %}<|assistant|>{% endif %}";
@@ -61,32 +61,35 @@ pub(crate) fn spec() -> ModelSpec {
 
 /// One token per printable ASCII character and newline, and the two bytes of é; special tokens after.
 pub(crate) fn tokenizer() -> Arc<Tokenizer> {
-    static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
-        // As the byte-level alphabet spells them: space, newline, and the bytes C3 and A9.
-        let mut spelled: Vec<String> = (0x21u8..=0x7e).map(|b| char::from(b).to_string()).collect();
-        spelled.extend(["\u{120}", "\u{10a}", "\u{c3}", "\u{a9}"].map(String::from));
-        let vocab: Value = spelled.iter().enumerate().map(|(id, text)| (text.clone(), json!(id))).collect();
-        let special: Vec<Value> = (END..)
-            .zip(SPECIAL)
-            .map(|(id, content)| {
-                json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
-                    "rstrip": false, "normalized": false})
-            })
-            .collect();
-        let bytes =
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-        let file = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": special, "normalizer": null,
-            "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
-            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
-        });
-        let config = json!({"eos_token": "<|end|>", "chat_template": TEMPLATE}).to_string();
-        let (file, config) = (file.to_string(), config.as_bytes());
-        let tokenizer = Tokenizer::from_json(file.as_bytes(), Some(config), Path::new("tiny"), &spec());
-        Arc::new(tokenizer.expect("the tokenizer is read"))
-    });
+    static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| tokenizer_of(TEMPLATE));
     TOKENIZER.clone()
+}
+
+/// The same with another chat template.
+pub(crate) fn tokenizer_of(template: &str) -> Arc<Tokenizer> {
+    // As the byte-level alphabet spells them: space, newline, and the bytes C3 and A9.
+    let mut spelled: Vec<String> = (0x21u8..=0x7e).map(|b| char::from(b).to_string()).collect();
+    spelled.extend(["\u{120}", "\u{10a}", "\u{c3}", "\u{a9}"].map(String::from));
+    let vocab: Value = spelled.iter().enumerate().map(|(id, text)| (text.clone(), json!(id))).collect();
+    let special: Vec<Value> = (END..)
+        .zip(SPECIAL)
+        .map(|(id, content)| {
+            json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false})
+        })
+        .collect();
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": special, "normalizer": null,
+        "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
+    });
+    let config = json!({"eos_token": "<|end|>", "chat_template": template}).to_string();
+    let (file, config) = (file.to_string(), config.as_bytes());
+    let tokenizer = Tokenizer::from_json(file.as_bytes(), Some(config), Path::new("tiny"), &spec());
+    Arc::new(tokenizer.expect("the tokenizer is read"))
 }
 
 /// The plan of one slot, KV offloaded.

@@ -74,3 +74,16 @@ async fn session_names_have_a_limit() {
         assert_eq!((reply.status.as_u16(), &reply.json["error"]["param"]), (400, &json!("X-Session-Id")));
     }
 }
+
+#[tokio::test]
+async fn a_template_that_works_for_ever_costs_its_request_alone() {
+    let template = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a * b }}{% endfor %}{% endfor %}";
+    let house = start(Setup { template, ..Setup::default() }).await;
+    let chat = json!({"messages": [{"role": "user", "content": "x"}]});
+    for path in ["/v1/chat/completions", "/tokenize"] {
+        let reply = house.post(path, &chat).await;
+        assert_eq!((reply.status.as_u16(), &reply.json["error"]["param"]), (400, &json!("messages")));
+        assert!(reply.json["error"]["message"].as_str().unwrap().contains("too much work"), "{}", reply.text);
+    }
+    house.ask("/v1/completions", &json!({"prompt": "x", "max_tokens": 1})).await;
+}

@@ -158,6 +158,36 @@ async fn logprobs_have_the_bytes_of_tokens_that_are_parts_of_characters() {
 }
 
 #[tokio::test]
+async fn the_end_of_an_answer_says_why() {
+    let house = start(Setup::default()).await;
+    let body = |max: serde_json::Value| {
+        let mut body =
+            json!({"messages": [{"role": "user", "content": "x"}], "temperature": 0, "stop": ["9"]});
+        body.as_object_mut().unwrap().extend(max.as_object().unwrap().clone());
+        body
+    };
+    for (text, max, content, reason, made) in [
+        ("1234567890", json!({"max_tokens": 4}), "1234", "length", 4),
+        // The newer name wins.
+        ("1234567890", json!({"max_tokens": 4, "max_completion_tokens": 5}), "12345", "length", 5),
+        ("1234567890", json!({"max_completion_tokens": 8}), "12345678", "length", 8),
+        // At once the last token there is room for and the stop string.
+        ("1234567890", json!({"max_tokens": 9}), "12345678", "stop", 9),
+        ("1234", json!({"max_tokens": 9}), "1234", "stop", 5),
+        ("1234", json!({}), "1234", "stop", 5),
+    ] {
+        house.gate.say(text);
+        let answer = house.ask(CHAT, &body(max)).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(
+            (choice["message"]["content"].as_str(), choice["finish_reason"].as_str()),
+            (Some(content), Some(reason))
+        );
+        assert_eq!(answer["usage"]["completion_tokens"], made);
+    }
+}
+
+#[tokio::test]
 async fn text_and_tokens_are_two_names_of_one_thing() {
     let house = start(Setup::default()).await;
     let tokens = house.ask("/tokenize", &json!({"prompt": "caf\u{e9}!"})).await;

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
-use crate::client::Said;
 use crate::house::{Setup, start};
 use crate::model::{CHUNK, text};
 
@@ -76,35 +75,6 @@ async fn progress_counts_the_prompt_chunk_by_chunk() {
     assert_eq!(processed(first), [0, 32, 64, 96, 101]);
     let second = house.stream("/v1/completions", &body).await.all().await;
     assert_eq!(processed(second), [96, 101]);
-}
-
-#[tokio::test]
-async fn pings_come_while_the_engine_is_stalled() {
-    let mut setup = Setup { slots: 1, ..Setup::default() };
-    setup.config.ping = Duration::from_millis(10);
-    let house = start(setup).await;
-    house.gate.close();
-    let body = json!({"prompt": text(7, 50), "max_tokens": 2, "stream": true, "ignore_eos": true});
-    // Headers are there although the engine has not finished a single chunk, and although one must wait for a slot.
-    let mut streams = [
-        house.stream("/v1/completions", &body).await,
-        house.with("x-session-id", "named").stream("/v1/completions", &body).await,
-    ];
-    house.until("the engine is stalled", async || !house.gate.steps().is_empty()).await;
-    for _ in 0..5 {
-        for events in &mut streams {
-            assert_eq!(events.next().await, Some(Said::Ping));
-        }
-        // What needs no engine is answered.
-        assert_eq!(house.get("/health").await.status, 200);
-        assert_eq!(house.metric("num_requests_waiting").await, 1.0);
-        assert_eq!(house.ask("/tokenize", &json!({"prompt": "ab"})).await["count"], 2);
-    }
-    assert_eq!(house.gate.steps().len(), 1);
-    house.gate.open();
-    for events in streams {
-        assert!(!events.all().await.is_empty());
-    }
 }
 
 #[tokio::test]

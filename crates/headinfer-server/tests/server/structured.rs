@@ -101,3 +101,32 @@ async fn a_schema_that_is_not_supported_is_refused_with_the_keyword() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_a_schema_allows_is_said_as_the_model_would_say_it() {
+    let house = start(Setup::default()).await;
+    let tree = json!({"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "required": ["v"],
+        "additionalProperties": false,
+        "properties": {"v": {"type": "integer"}, "next": {"$ref": "#/$defs/node"}}}}});
+    let wide = json!({"type": "object", "additionalProperties": {"type": ["string", "null"]}});
+    for (schema, text) in [
+        (json!({"anyOf": [{"type": "integer"}, {"type": "null"}]}), "-17"),
+        (json!({"anyOf": [{"type": "integer"}, {"type": "null"}]}), "null"),
+        (json!({"type": "number", "minimum": 0.5, "maximum": 10}), "9.25"),
+        (json!({"type": "string", "pattern": "^[A-Z]{2}-[0-9]+$"}), "\"AB-12\""),
+        (json!({"type": "string", "format": "date"}), "\"2024-02-29\""),
+        (json!({"type": "string", "minLength": 2}), "\"\u{e9}\\\"\\n\\u0007\""),
+        (json!({"const": {"a": [1, true]}}), "{\"a\": [1, true]}"),
+        (json!({"type": "array", "items": {"type": "boolean"}, "maxItems": 2}), "[true,\n  false]"),
+        (tree, "{\"v\": 1, \"next\": {\"v\": 2, \"next\": {\"v\": 3}}}"),
+        (wide, "{\"x\": \"y\", \"\u{e9}\": null}"),
+        (json!({}), "[1, {\"a\": 2.5e3}]"),
+    ] {
+        let mut body = asked(1, &schema);
+        body["temperature"] = json!(0);
+        house.gate.say(text);
+        let answer = house.ask(CHAT, &body).await;
+        assert_eq!(answer["choices"][0]["message"]["content"], text, "{schema}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    }
+}
