@@ -180,10 +180,18 @@ impl Weights {
             if let Some(index) = first_non_finite(view) {
                 let at = [index / view.cols, index % view.cols];
                 let problem = format!("has a value that is not finite at {at:?}");
-                return Err(ModelError::tensor(&self.origin, &checkpoint_name(id), problem));
+                return Err(ModelError::tensor(self.origin_of(id), &checkpoint_name(id), problem));
             }
         }
         Ok(())
+    }
+
+    /// For errors: the file of a tensor that is mapped.
+    fn origin_of(&self, id: TensorId) -> &Path {
+        match self.tensors.get(&id).map(|stored| &stored.data) {
+            Some(Data::Mapped { file, .. }) => self.files[*file].path(),
+            _ => &self.origin,
+        }
     }
 }
 

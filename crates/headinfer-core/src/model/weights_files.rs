@@ -64,9 +64,11 @@ pub(crate) fn load(dir: &Path, spec: &ModelSpec) -> Result<Loaded, ModelError> {
     for (id, name, _) in wanted.iter_mut().filter(|(id, ..)| spec.tied && *id == TensorId::Embed) {
         *name = files.tied_name(*id)?;
     }
+    let place = |name| files.find(name).ok_or_else(|| files.missing(name));
+    let numbers: Vec<usize> = wanted.iter().map(|(_, name, _)| place(name)).collect::<Result<_, _>>()?;
+    files.refuse_disagreement()?;
     let mut tensors = HashMap::with_capacity(wanted.len());
-    for (id, name, shape) in &wanted {
-        let number = files.find(name).ok_or_else(|| files.missing(name))?;
+    for ((id, name, shape), number) in wanted.iter().zip(numbers) {
         tensors.insert(*id, view(&files.shards[number], number, *id, name, *shape)?);
     }
     Ok((tensors, files.shards.into_iter().map(|s| s.map).collect()))
@@ -104,7 +106,6 @@ impl Checkpoint {
             };
             place.insert(name.to_owned(), number);
         }
-        refuse_disagreement(&shards, &place, &path)?;
         Ok(Checkpoint { shards, index: Some(Index { path, place }) })
     }
 
@@ -125,6 +126,26 @@ impl Checkpoint {
         ModelError::tensor(path, name, "is missing")
     }
 
+    /// The shard that the index names must have the tensor, and no other may.
+    fn refuse_disagreement(&self) -> Result<(), ModelError> {
+        let Some(Index { path, place }) = &self.index else { return Ok(()) };
+        let mut names: Vec<_> = place.iter().collect();
+        names.sort_unstable();
+        for (name, &number) in names {
+            for (i, shard) in self.shards.iter().enumerate() {
+                if shard.entries.contains_key(name) == (i == number) {
+                    continue;
+                }
+                let how = match i == number {
+                    true => "is not in this file, though the index says so",
+                    false => "is also here",
+                };
+                return Err(ModelError::tensor(&shard.path, name, format!("{how} ({})", path.display())));
+            }
+        }
+        Ok(())
+    }
+
     /// The name under which a tied embedding is stored: its own or that of the output head. Where both are, they must be
     /// the same: transformers 4 would use the first of two different ones, transformers 5 both.
     fn tied_name(&self, embed: TensorId) -> Result<String, ModelError> {
@@ -142,28 +163,6 @@ impl Checkpoint {
         );
         Err(ModelError::tensor(&b.path, &head, problem))
     }
-}
-
-/// The shard that the index names must have the tensor, and no other may.
-fn refuse_disagreement(
-    shards: &[Shard],
-    place: &HashMap<String, usize>,
-    index_path: &Path,
-) -> Result<(), ModelError> {
-    let mut names: Vec<_> = place.iter().collect();
-    names.sort_unstable();
-    for (name, &number) in names {
-        for (i, shard) in shards.iter().enumerate() {
-            if shard.entries.contains_key(name) == (i == number) {
-                continue;
-            }
-            let how =
-                if i == number { "is not in this file, though the index says so" } else { "is also here" };
-            let problem = format!("{how} ({})", index_path.display());
-            return Err(ModelError::tensor(&shard.path, name, problem));
-        }
-    }
-    Ok(())
 }
 
 /// The shard of each tensor. Shards must be plain names of files in the folder of the index.
