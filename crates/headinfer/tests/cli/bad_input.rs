@@ -110,19 +110,18 @@ fn tied_tensors_that_differ_are_named() {
 #[cfg(unix)]
 #[test]
 fn a_pipe_or_a_folder_in_place_of_a_file_is_named_at_once() {
-    for (name, words) in [
-        ("config.json", ["config.json", "not a file"]),
-        ("model.safetensors", ["model.safetensors", "not a file"]),
-        ("tokenizer.json", ["tokenizer.json", "not a file"]),
-    ] {
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         for make in ["mkfifo", "mkdir"] {
             let dir = folder();
             let model = copy_of_tiny(&dir);
             let path = model.join(name);
             let _ = fs::remove_file(&path);
             assert!(std::process::Command::new(make).arg(&path).status().unwrap().success());
-            let model = model.display();
-            run(&format!("run -m {model} -p hello -n 1 --device cpu")).fails(4, &words);
+            let ran = match name {
+                "tokenizer.json" => run(&format!("run -m {} -p hello --device cpu", model.display())),
+                _ => score(&model, &dir),
+            };
+            ran.fails(4, &[name, "is not a file"]);
         }
     }
 }
