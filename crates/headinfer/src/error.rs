@@ -92,12 +92,7 @@ impl std::error::Error for Failure {
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let (exit, hint) = meaning(error);
     if exit != Exit::Done {
-        let mut text = String::new();
-        for (i, cause) in error.chain().enumerate() {
-            text += if i == 0 { "error: " } else { "cause: " };
-            text += &one_line(&cause.to_string());
-            text.push('\n');
-        }
+        let mut text = lines(error);
         if let Some(hint) = hint {
             text += &format!("hint: {hint}\n");
         }
@@ -105,6 +100,18 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         let _ = std::io::stderr().write_all(text.as_bytes());
     }
     exit.into()
+}
+
+/// The error and its causes, a line each, but for those that the line before already ends with.
+fn lines(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for (i, cause) in error.chain().enumerate() {
+        let line = one_line(&cause.to_string());
+        if i == 0 || !text.trim_end().ends_with(&line) {
+            text += &format!("{}{line}\n", if i == 0 { "error: " } else { "cause: " });
+        }
+    }
+    text
 }
 
 /// The exit code of the first error of the chain that has one, and its hint.
@@ -236,6 +243,15 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_that_the_error_tells_is_not_told_twice() {
+        let cause = || std::io::Error::other("the disk\nis full");
+        let told = anyhow::Error::from(cause()).context("cannot write x: the disk is full");
+        assert_eq!(lines(&told), "error: cannot write x: the disk is full\n");
+        let untold = anyhow::Error::from(cause()).context("cannot write x");
+        assert_eq!(lines(&untold), "error: cannot write x\ncause: the disk is full\n");
+    }
 
     #[test]
     fn what_cannot_be_pinned_names_the_limit_that_may_be_the_cause() {

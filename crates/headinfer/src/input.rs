@@ -6,12 +6,15 @@ use std::path::Path;
 
 use anyhow::Result;
 use headinfer_core::model::safetensors::parse_header;
+use headinfer_core::text::TEXT_BYTES_MAX;
 use headinfer_core::units::{Bytes, GIB};
 
 use crate::error::Failure;
 
-/// Longest text or id file that is read.
-const BYTES_MAX: u64 = 4 * GIB;
+/// Longest file of token ids that is read.
+const IDS_BYTES_MAX: u64 = 4 * GIB;
+/// Longest prompt, past which no text is encoded.
+const PROMPT_BYTES_MAX: u64 = TEXT_BYTES_MAX as u64;
 
 /// The prompt: the file, then the text; standard input when neither is given.
 ///
@@ -19,9 +22,11 @@ const BYTES_MAX: u64 = 4 * GIB;
 /// [`Failure`] when an input cannot be read, is too long, is not UTF-8, or all is empty.
 pub(crate) fn prompt(file: Option<&Path>, text: Option<&str>) -> Result<String> {
     let mut prompt = match (file, text) {
-        (Some(path), _) => utf8(read_file(path)?, &path.display().to_string())?,
+        (Some(path), _) => utf8(read_file(path, PROMPT_BYTES_MAX)?, &path.display().to_string())?,
         (None, Some(_)) => String::new(),
-        (None, None) => utf8(read(std::io::stdin().lock(), "standard input")?, "standard input")?,
+        (None, None) => {
+            utf8(read(std::io::stdin().lock(), "standard input", PROMPT_BYTES_MAX)?, "standard input")?
+        }
     };
     prompt.push_str(text.unwrap_or_default());
     if !prompt.is_empty() {
@@ -49,7 +54,7 @@ fn utf8(bytes: Vec<u8>, name: &str) -> Result<String> {
 /// [`Failure`] naming the file and the position.
 pub(crate) fn ids(path: &Path, vocab: usize) -> Result<Vec<u32>> {
     let name = path.display();
-    let bytes = read_file(path)?;
+    let bytes = read_file(path, IDS_BYTES_MAX)?;
     let parsed = match is_json_list(&bytes) {
         true => {
             serde_json::from_slice::<Vec<i64>>(&bytes).map_err(|e| format!("is not a JSON list of ids: {e}"))
@@ -93,18 +98,18 @@ fn tensor_ids(bytes: &[u8]) -> Result<Vec<i64>, String> {
     }
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>> {
+fn read_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
     let name = path.display().to_string();
     let file = File::open(path).map_err(|e| Failure::input(format!("cannot read {name}")).because(e))?;
-    read(file, &name)
+    read(file, &name, bytes_max)
 }
 
-fn read(source: impl Read, name: &str) -> Result<Vec<u8>> {
+fn read(source: impl Read, name: &str, bytes_max: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let got = source.take(BYTES_MAX + 1).read_to_end(&mut bytes);
+    let got = source.take(bytes_max + 1).read_to_end(&mut bytes);
     got.map_err(|e| Failure::input(format!("cannot read {name}")).because(e))?;
-    if bytes.len() as u64 > BYTES_MAX {
-        return Err(Failure::input(format!("{name} is longer than {}", Bytes(BYTES_MAX))).into());
+    if bytes.len() as u64 > bytes_max {
+        return Err(Failure::input(format!("{name} is longer than {}", Bytes(bytes_max))).into());
     }
     Ok(bytes)
 }

@@ -60,7 +60,8 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string(&Stamped { value, build: BUILD })?))
 }
 
-fn stdout_failed(e: io::Error) -> Failure {
+/// The error of a write to standard output that failed: a clean end when the reader has left.
+pub(crate) fn stdout_failed(e: io::Error) -> Failure {
     let exit = if e.kind() == io::ErrorKind::BrokenPipe { Exit::Done } else { Exit::Failed };
     Failure::new(exit, "cannot write to standard output").because(e)
 }

@@ -10,6 +10,7 @@ use crate::model::config_rope;
 use crate::model::error::{ModelError, printable};
 use crate::model::json::{Object, parse_object, read_text};
 use crate::model::spec::{Architecture, ModelSpec};
+use crate::model::weights_files::stored_dtype;
 
 /// Most rows an embedding may have.
 pub const VOCAB_MAX: usize = 1 << 24;
@@ -31,13 +32,15 @@ const FREQUENCY_MAX: f64 = 1e6;
 const SUPPORTED_ARCHITECTURES: &str =
     "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM";
 
-/// Reads `dir/config.json`, and the stop tokens of `dir/generation_config.json` where that exists.
+/// Reads `dir/config.json`, and the stop tokens of `dir/generation_config.json` where that exists. An element type that
+/// the config does not declare is that of the weights, where they are there.
 ///
 /// # Errors
 /// [`ModelError`] naming the file and the field.
 pub fn load_config(dir: &Path) -> Result<ModelSpec, ModelError> {
     let name = dir.display().to_string();
-    let mut spec = parse_config(&read_text(&dir.join("config.json"))?, &name)?;
+    let text = read_text(&dir.join("config.json"))?;
+    let mut spec = read_spec(&text, &name, || stored_dtype(dir))?;
     let generation = dir.join("generation_config.json");
     if generation.exists() {
         let map = parse_object(&read_text(&generation)?, &generation)?;
@@ -50,12 +53,21 @@ pub fn load_config(dir: &Path) -> Result<ModelSpec, ModelError> {
 }
 
 /// Parses the text of a `config.json`. `name` becomes the spec's name and, with `/config.json`, the path in
-/// errors.
+/// errors. An element type that it does not declare is f32.
 ///
 /// # Errors
 /// [`ModelError`] naming the field: not JSON, an unknown architecture, rope kind or activation, a quantised
 /// checkpoint, a size that is zero, absent or past the limits above, heads that do not divide, an odd head.
 pub fn parse_config(text: &str, name: &str) -> Result<ModelSpec, ModelError> {
+    read_spec(text, name, || None)
+}
+
+/// `stored` tells the element type that the weights have, when the config is silent.
+fn read_spec(
+    text: &str,
+    name: &str,
+    stored: impl FnOnce() -> Option<DType>,
+) -> Result<ModelSpec, ModelError> {
     let path = Path::new(name).join("config.json");
     let map = parse_object(text, &path)?;
     let config = Object::new(&path, "", &map);
@@ -98,7 +110,7 @@ pub fn parse_config(text: &str, name: &str) -> Result<ModelSpec, ModelError> {
         mlp_bias: architecture == Architecture::Llama && flag("mlp_bias")?,
         qk_norm: architecture == Architecture::Qwen3,
         windows: windows(config, architecture, layers)?,
-        dtype: dtype(config)?,
+        dtype: dtype(config)?.or_else(stored).unwrap_or(DType::F32),
         bos: token_ids(config, "bos_token_id", defaults.bos, vocab)?.first().copied(),
         eos: token_ids(config, "eos_token_id", defaults.eos, vocab)?,
     })
@@ -214,41 +226,40 @@ fn norm_eps(config: Object<'_>) -> Result<f32, ModelError> {
     Ok(eps as f32)
 }
 
-/// Mistral: one window for all layers (4096 where the field is absent, none where it is null). Qwen: only
-/// with `use_sliding_window`, in the layers that `layer_types` names, or else from `max_window_layers` on.
+/// Mistral: a window (4096 where the field is absent, none where it is null). Qwen: only with `use_sliding_window`, and
+/// from `max_window_layers` on. In both `layer_types`, where given, says which layers have it: such a Mistral is what
+/// transformers calls a Ministral.
 fn windows(
     config: Object<'_>,
     architecture: Architecture,
     layers: usize,
 ) -> Result<Vec<Option<usize>>, ModelError> {
     let default = if config.is_null("sliding_window") { None } else { Some(4096) };
-    let window = || Ok::<_, ModelError>(config.count("sliding_window", POSITION_MAX)?.or(default));
-    match architecture {
-        Architecture::Llama => Ok(vec![None; layers]),
-        Architecture::Mistral => Ok(vec![window()?; layers]),
-        Architecture::Qwen2 | Architecture::Qwen3 => {
-            let used = config.flag("use_sliding_window")?.unwrap_or(false);
-            let window = if used { window()? } else { None };
-            qwen_windows(config, layers, window)
-        }
+    let used = match architecture {
+        Architecture::Llama => return Ok(vec![None; layers]),
+        Architecture::Mistral => true,
+        Architecture::Qwen2 | Architecture::Qwen3 => config.flag("use_sliding_window")?.unwrap_or(false),
+    };
+    let window = if used { config.count("sliding_window", POSITION_MAX)?.or(default) } else { None };
+    if let Some(kinds) = config.get("layer_types") {
+        return listed_windows(config, kinds, layers, window);
     }
+    let first = match (architecture, config.get("max_window_layers")) {
+        (Architecture::Mistral, _) => 0,
+        (_, None) => 28,
+        (_, Some(v)) => v.as_u64().ok_or_else(|| {
+            config.error("max_window_layers", format!("is {}, must be a count", printable(&v.to_string())))
+        })?,
+    };
+    Ok((0..layers).map(|i| window.filter(|_| i as u64 >= first)).collect())
 }
 
-fn qwen_windows(
+fn listed_windows(
     config: Object<'_>,
+    kinds: &Value,
     layers: usize,
     window: Option<usize>,
 ) -> Result<Vec<Option<usize>>, ModelError> {
-    let Some(kinds) = config.get("layer_types") else {
-        let first = match config.get("max_window_layers") {
-            None => 28,
-            Some(v) => v.as_u64().ok_or_else(|| {
-                config
-                    .error("max_window_layers", format!("is {}, must be a count", printable(&v.to_string())))
-            })?,
-        };
-        return Ok((0..layers).map(|i| window.filter(|_| i as u64 >= first)).collect());
-    };
     let kinds = kinds.as_array().ok_or_else(|| config.error("layer_types", "must be a list of strings"))?;
     if kinds.len() != layers {
         let problem = format!("has {} entries, `num_hidden_layers` is {layers}", kinds.len());
@@ -268,17 +279,18 @@ fn qwen_windows(
     kinds.iter().map(one).collect()
 }
 
-fn dtype(config: Object<'_>) -> Result<DType, ModelError> {
+fn dtype(config: Object<'_>) -> Result<Option<DType>, ModelError> {
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     let Some(text) = config.text(key)? else {
-        return Ok(DType::F32);
+        return Ok(None);
     };
-    match text.strip_prefix("torch.").unwrap_or(text) {
-        "bfloat16" => Ok(DType::Bf16),
-        "float16" | "half" => Ok(DType::F16),
-        "float32" | "float" => Ok(DType::F32),
-        other => Err(config.unsupported(key, "element type", other, "bfloat16, float16, float32")),
-    }
+    let known = match text.strip_prefix("torch.").unwrap_or(text) {
+        "bfloat16" => DType::Bf16,
+        "float16" | "half" => DType::F16,
+        "float32" | "float" => DType::F32,
+        other => return Err(config.unsupported(key, "element type", other, "bfloat16, float16, float32")),
+    };
+    Ok(Some(known))
 }
 
 /// One id or a list of them. Ids outside the vocabulary can never be met, and some checkpoints have them

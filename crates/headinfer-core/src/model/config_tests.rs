@@ -107,6 +107,8 @@ fn windows_follow_each_family() {
     assert_eq!(from_three, [None, None, None, Some(7)]);
     let kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"];
     assert_eq!(windows("qwen3", used(json!({"layer_types": kinds}))), [Some(7), None, None, Some(7)]);
+    assert_eq!(windows("mistral", used(json!({"layer_types": kinds}))), [Some(7), None, None, Some(7)]);
+    assert_eq!(windows("mistral", json!({"layer_types": null, "max_window_layers": 2})), [Some(4096); 4]);
 }
 
 #[test]

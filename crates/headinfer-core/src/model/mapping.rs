@@ -5,13 +5,14 @@
 use std::fs::{File, Metadata};
 use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::model::error::ModelError;
 
 /// The bytes of a file, paged in by the system on first touch.
 #[derive(Debug)]
 pub(crate) struct Mapping {
+    path: PathBuf,
     map: memmap2::Mmap,
     identity: FileIdentity,
 }
@@ -38,7 +39,11 @@ impl Mapping {
         }
         let file = File::open(path).map_err(read)?;
         let identity = FileIdentity::of(&file.metadata().map_err(read)?);
-        Ok(Mapping { map: map(&file).map_err(read)?, identity })
+        Ok(Mapping { path: path.into(), map: map(&file).map_err(read)?, identity })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Of the file when it was opened, before a byte of it was read.

@@ -76,11 +76,11 @@ pub(crate) fn is_aligned(bytes: &[u8], dtype: DType) -> bool {
 
 impl Weights {
     /// Maps `dir/model.safetensors`, or the shards that `dir/model.safetensors.index.json` names. Tensors
-    /// that the spec does not list are ignored, an output head beside tied embeddings among them.
+    /// that the spec does not list are ignored. A tied model may have its embedding, the output head, or both.
     ///
     /// # Errors
     /// [`ModelError`] naming the file, and the tensor that is missing, has another shape, or a type other
-    /// than bf16, f16 and f32.
+    /// than bf16, f16 and f32, or an output head that is not the embedding that it is tied to.
     pub fn load(dir: &Path, spec: &ModelSpec) -> Result<Weights, ModelError> {
         let (tensors, files) = weights_files::load(dir, spec)?;
         Ok(Weights { tensors, files, origin: dir.into(), tied: spec.tied })
@@ -180,10 +180,18 @@ impl Weights {
             if let Some(index) = first_non_finite(view) {
                 let at = [index / view.cols, index % view.cols];
                 let problem = format!("has a value that is not finite at {at:?}");
-                return Err(ModelError::tensor(&self.origin, &checkpoint_name(id), problem));
+                return Err(ModelError::tensor(self.origin_of(id), &checkpoint_name(id), problem));
             }
         }
         Ok(())
+    }
+
+    /// For errors: the file of a tensor that is mapped.
+    fn origin_of(&self, id: TensorId) -> &Path {
+        match self.tensors.get(&id).map(|stored| &stored.data) {
+            Some(Data::Mapped { file, .. }) => self.files[*file].path(),
+            _ => &self.origin,
+        }
     }
 }
 

@@ -30,78 +30,139 @@ impl Shard {
         let entries = parse_header(&map).map_err(|problem| ModelError::file(&path, problem))?;
         Ok(Shard { path, map, entries })
     }
+
+    /// Type, shape and bytes of a tensor.
+    fn content(&self, name: &str) -> Option<(&str, &[u64], &[u8])> {
+        let entry = self.entries.get(name)?;
+        Some((&entry.dtype, &entry.shape, &self.map[entry.begin as usize..entry.end as usize]))
+    }
+}
+
+/// The files of a folder that hold wanted tensors.
+struct Checkpoint {
+    shards: Vec<Shard>,
+    /// `None` where one file holds all.
+    index: Option<Index>,
+}
+
+/// What an index says of the wanted tensors.
+struct Index {
+    path: PathBuf,
+    /// Number of the shard of each.
+    place: HashMap<String, usize>,
 }
 
 type Loaded = (HashMap<TensorId, Stored>, Vec<Mapping>);
 
 /// As transformers does, a single file is preferred to an index beside it.
 pub(crate) fn load(dir: &Path, spec: &ModelSpec) -> Result<Loaded, ModelError> {
-    let wanted: Vec<_> =
+    let mut wanted: Vec<_> =
         spec.tensors().into_iter().map(|(id, shape)| (id, checkpoint_name(id), shape)).collect();
-    let names = wanted.iter().map(|(_, name, _)| name.as_str());
-    let (shards, place) = open_shards(dir, names)?;
+    let head = spec.tied.then(|| checkpoint_name(TensorId::LmHead));
+    let names = wanted.iter().map(|(_, name, _)| name.as_str()).chain(head.as_deref());
+    let files = Checkpoint::open(dir, names)?;
+    for (id, name, _) in wanted.iter_mut().filter(|(id, ..)| spec.tied && *id == TensorId::Embed) {
+        *name = files.tied_name(*id)?;
+    }
+    let place = |name| files.find(name).ok_or_else(|| files.missing(name));
+    let numbers: Vec<usize> = wanted.iter().map(|(_, name, _)| place(name)).collect::<Result<_, _>>()?;
+    files.refuse_disagreement()?;
     let mut tensors = HashMap::with_capacity(wanted.len());
-    for (id, name, shape) in &wanted {
-        let number = place.get(name.as_str()).copied().unwrap_or(0);
-        let stored = view(&shards[number], number, *id, name, *shape)?;
-        tensors.insert(*id, stored);
+    for ((id, name, shape), number) in wanted.iter().zip(numbers) {
+        tensors.insert(*id, view(&files.shards[number], number, *id, name, *shape)?);
     }
-    Ok((tensors, shards.into_iter().map(|s| s.map).collect()))
+    Ok((tensors, files.shards.into_iter().map(|s| s.map).collect()))
 }
 
-/// All files that hold wanted tensors, at least one, and the number of the file of each wanted tensor (0 for
-/// a single file).
-fn open_shards<'a>(
-    dir: &Path,
-    wanted: impl Iterator<Item = &'a str>,
-) -> Result<(Vec<Shard>, HashMap<&'a str, usize>), ModelError> {
-    let index_path = dir.join(INDEX_FILE);
-    if dir.join(SINGLE_FILE).exists() {
-        return Ok((vec![Shard::open(dir.join(SINGLE_FILE))?], HashMap::new()));
-    }
-    if !index_path.exists() {
-        let problem = format!("has neither {SINGLE_FILE} nor {INDEX_FILE}; only safetensors are read");
-        return Err(ModelError::file(dir, problem));
-    }
-    let index = read_index(&index_path)?;
-    let (mut shards, mut numbers, mut place) = (Vec::new(), HashMap::new(), HashMap::new());
-    for name in wanted {
-        let missing = || ModelError::tensor(&index_path, name, "is missing");
-        let file = index.get(name).ok_or_else(missing)?;
-        let number = match numbers.get(file) {
-            Some(&number) => number,
-            None => {
-                shards.push(Shard::open(dir.join(file))?);
-                numbers.insert(file, shards.len() - 1);
-                shards.len() - 1
-            }
-        };
-        place.insert(name, number);
-    }
-    refuse_disagreement(&shards, &place, &index_path)?;
-    Ok((shards, place))
+/// Element type of the embedding, where the folder has one that can be read.
+pub(crate) fn stored_dtype(dir: &Path) -> Option<DType> {
+    let [embed, head] = [TensorId::Embed, TensorId::LmHead].map(checkpoint_name);
+    let files = Checkpoint::open(dir, [embed.as_str(), &head].into_iter()).ok()?;
+    let entry = [embed, head].iter().find_map(|name| files.entry(name))?;
+    dtype_of(entry)
 }
 
-/// The shard that the index names must have the tensor, and no other may.
-fn refuse_disagreement(
-    shards: &[Shard],
-    place: &HashMap<&str, usize>,
-    index_path: &Path,
-) -> Result<(), ModelError> {
-    let mut names: Vec<_> = place.iter().collect();
-    names.sort_unstable();
-    for (name, &number) in names {
-        for (i, shard) in shards.iter().enumerate() {
-            if shard.entries.contains_key(*name) == (i == number) {
-                continue;
-            }
-            let how =
-                if i == number { "is not in this file, though the index says so" } else { "is also here" };
-            let problem = format!("{how} ({})", index_path.display());
-            return Err(ModelError::tensor(&shard.path, name, problem));
+impl Checkpoint {
+    /// Opens `dir/model.safetensors`, or the shards that the index names for those `wanted` that it has.
+    fn open<'a>(dir: &Path, wanted: impl Iterator<Item = &'a str>) -> Result<Self, ModelError> {
+        let (single, path) = (dir.join(SINGLE_FILE), dir.join(INDEX_FILE));
+        if single.exists() {
+            return Ok(Checkpoint { shards: vec![Shard::open(single)?], index: None });
+        }
+        if !path.exists() {
+            let problem = format!("has neither {SINGLE_FILE} nor {INDEX_FILE}; only safetensors are read");
+            return Err(ModelError::file(dir, problem));
+        }
+        let files = read_index(&path)?;
+        let (mut shards, mut numbers, mut place) = (Vec::new(), HashMap::new(), HashMap::new());
+        for (name, file) in wanted.filter_map(|name| Some((name, files.get(name)?))) {
+            let number = match numbers.get(file) {
+                Some(&number) => number,
+                None => {
+                    shards.push(Shard::open(dir.join(file))?);
+                    numbers.insert(file, shards.len() - 1);
+                    shards.len() - 1
+                }
+            };
+            place.insert(name.to_owned(), number);
+        }
+        Ok(Checkpoint { shards, index: Some(Index { path, place }) })
+    }
+
+    /// The number of the file that has the tensor.
+    fn find(&self, name: &str) -> Option<usize> {
+        match &self.index {
+            Some(index) => index.place.get(name).copied(),
+            None => self.shards[0].entries.contains_key(name).then_some(0),
         }
     }
-    Ok(())
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.shards[self.find(name)?].entries.get(name)
+    }
+
+    fn missing(&self, name: &str) -> ModelError {
+        let path = self.index.as_ref().map_or_else(|| self.shards[0].path.as_path(), |index| &index.path);
+        ModelError::tensor(path, name, "is missing")
+    }
+
+    /// The shard that the index names must have the tensor, and no other may.
+    fn refuse_disagreement(&self) -> Result<(), ModelError> {
+        let Some(Index { path, place }) = &self.index else { return Ok(()) };
+        let mut names: Vec<_> = place.iter().collect();
+        names.sort_unstable();
+        for (name, &number) in names {
+            for (i, shard) in self.shards.iter().enumerate() {
+                if shard.entries.contains_key(name) == (i == number) {
+                    continue;
+                }
+                let how = match i == number {
+                    true => "is not in this file, though the index says so",
+                    false => "is also here",
+                };
+                return Err(ModelError::tensor(&shard.path, name, format!("{how} ({})", path.display())));
+            }
+        }
+        Ok(())
+    }
+
+    /// The name under which a tied embedding is stored: its own or that of the output head. Where both are, they must be
+    /// the same: transformers 4 would use the first of two different ones, transformers 5 both.
+    fn tied_name(&self, embed: TensorId) -> Result<String, ModelError> {
+        let (own, head) = (checkpoint_name(embed), checkpoint_name(TensorId::LmHead));
+        let (a, b) = match (self.find(&own), self.find(&head)) {
+            (Some(a), Some(b)) => (&self.shards[a], &self.shards[b]),
+            (None, Some(_)) => return Ok(head),
+            (_, None) => return Ok(own),
+        };
+        if a.content(&own) == b.content(&head) {
+            return Ok(own);
+        }
+        let problem = format!(
+            "differs from `{own}`, though config.json ties the two: set its `tie_word_embeddings` to false to use both"
+        );
+        Err(ModelError::tensor(&b.path, &head, problem))
+    }
 }
 
 /// The shard of each tensor. Shards must be plain names of files in the folder of the index.
@@ -138,12 +199,8 @@ fn view(
 ) -> Result<Stored, ModelError> {
     let error = |problem: String| ModelError::tensor(&shard.path, name, problem);
     let entry = shard.entries.get(name).ok_or_else(|| error("is missing".into()))?;
-    let dtype = match entry.dtype.as_str() {
-        "BF16" => DType::Bf16,
-        "F16" => DType::F16,
-        "F32" => DType::F32,
-        other => return Err(error(format!("has type {}, must be BF16, F16 or F32", printable(other)))),
-    };
+    let dtype = dtype_of(entry)
+        .ok_or_else(|| error(format!("has type {}, must be BF16, F16 or F32", printable(&entry.dtype))))?;
     let dims = if is_vector(id) { &shape[..1] } else { &shape[..] };
     if !entry.shape.iter().copied().eq(dims.iter().map(|&d| d as u64)) {
         return Err(error(format!("has shape {:?}, config.json makes it {dims:?}", brief(&entry.shape))));
@@ -160,6 +217,15 @@ fn view(
         Data::copied(bytes, dtype)
     };
     Ok(Stored { dtype, shape, data })
+}
+
+fn dtype_of(entry: &Entry) -> Option<DType> {
+    match entry.dtype.as_str() {
+        "BF16" => Some(DType::Bf16),
+        "F16" => Some(DType::F16),
+        "F32" => Some(DType::F32),
+        _ => None,
+    }
 }
 
 /// A shape short enough for one line.

@@ -1,6 +1,7 @@
 //! Checkpoints as they are found: one file or shards, tied, off their alignment, damaged.
 
 use super::*;
+use crate::model::config::load_config;
 use crate::model::known::known_shape;
 use crate::model::random::random_weights;
 use crate::model::write::write_model;
@@ -61,15 +62,55 @@ fn a_written_model_loads_as_it_was() {
 }
 
 #[test]
-fn extra_tensors_are_ignored_and_a_tied_head_is_the_embedding() {
-    let (dir, mut spec) = (tempfile::tempdir().unwrap(), tiny());
+fn extra_tensors_are_ignored() {
+    let (dir, spec) = (tempfile::tempdir().unwrap(), tiny());
     let mut all = tensors_of(&spec);
     all.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), "F64", vec![2], vec![0; 16]));
     save(&dir.path().join("model.safetensors"), &all, 0);
-    spec.tied = true;
     let weights = Weights::load(dir.path(), &spec).unwrap();
-    assert_eq!(weights.tensor(TensorId::LmHead), weights.tensor(TensorId::Embed));
     assert_eq!(weights.bytes(), 2 * spec.parameters());
+}
+
+#[test]
+fn a_tied_head_is_the_embedding_under_either_name() {
+    let (dir, spec) = (tempfile::tempdir().unwrap(), ModelSpec { tied: true, ..tiny() });
+    let (path, all) = (dir.path().join("model.safetensors"), tensors_of(&tiny()));
+    let load = |tensors: &Tensors| {
+        save(&path, tensors, 0);
+        Weights::load(dir.path(), &spec)
+    };
+    let [embed, head] = ["model.embed_tokens.weight", "lm_head.weight"];
+    let without = |name: &str| all.iter().filter(|t| t.0 != name).cloned().collect::<Tensors>();
+    let stored = |name: &str| all.iter().find(|t| t.0 == name).unwrap().3.as_slice();
+    let mut both = without(head);
+    both.push((head.into(), "BF16", vec![512, 64], stored(embed).to_vec()));
+    for (tensors, kept) in [(without(head), embed), (without(embed), head), (both, embed)] {
+        let weights = load(&tensors).unwrap();
+        assert_eq!(weights.tensor(TensorId::LmHead), weights.tensor(TensorId::Embed));
+        assert_eq!(weights.tensor(TensorId::Embed).bytes, stored(kept));
+        assert_eq!(weights.bytes(), 2 * spec.parameters());
+    }
+    let error = load(&all).unwrap_err().to_string();
+    assert!(error.contains("`lm_head.weight` differs") && error.contains("tie_word_embeddings"), "{error}");
+}
+
+#[test]
+fn an_element_type_that_the_config_does_not_declare_is_that_of_the_weights() {
+    let (dir, spec) = (tempfile::tempdir().unwrap(), tiny());
+    write_model(dir.path(), &spec, &random_weights(&spec, 5), &[]).unwrap();
+    let path = dir.path().join("config.json");
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let with = |key: &str, value: serde_json::Value| {
+        let mut config = config.clone();
+        config.as_object_mut().unwrap().remove("dtype");
+        config[key] = value;
+        std::fs::write(&path, config.to_string()).unwrap();
+        load_config(dir.path()).unwrap().dtype
+    };
+    assert_eq!(with("torch_dtype", "float16".into()), DType::F16);
+    assert_eq!(with("dtype", serde_json::Value::Null), DType::Bf16);
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    assert_eq!(with("use_cache", true.into()), DType::F32);
 }
 
 #[test]
@@ -209,7 +250,7 @@ fn the_trained_model_beside_the_checkout_loads() {
         eprintln!("skipped: {} is not here", dir.display());
         return;
     }
-    let spec = crate::model::config::load_config(&dir).unwrap();
+    let spec = load_config(&dir).unwrap();
     let weights = Weights::load(&dir, &spec).unwrap();
     weights.check_finite().unwrap();
     assert_eq!((spec.layers, spec.tied, weights.owned_bytes()), (6, true, 0));

@@ -33,7 +33,24 @@ pub fn write_model(
     if parse_config(&config, &spec.name)? != *spec {
         return Err(ModelError::file(&path, "cannot express the options of this model"));
     }
+    let made = !dir.exists();
     std::fs::create_dir_all(dir).map_err(|e| ModelError::write(dir, e))?;
+    let written = write_files(dir, path, config.as_bytes(), spec, weights, extra_files);
+    if written.is_err() && made {
+        // Only an empty folder goes, and one that stays does no harm.
+        let _ = std::fs::remove_dir(dir);
+    }
+    written
+}
+
+fn write_files(
+    dir: &Path,
+    config_path: PathBuf,
+    config: &[u8],
+    spec: &ModelSpec,
+    weights: &Weights,
+    extra_files: &[(&str, &[u8])],
+) -> Result<(), ModelError> {
     let mut staged = Vec::with_capacity(2 + extra_files.len());
     for (name, content) in extra_files {
         if !is_plain_name(name) {
@@ -43,7 +60,7 @@ pub fn write_model(
     }
     staged.push(Staged::write(dir.join(SINGLE_FILE), |out| write_safetensors(out, spec, weights))?);
     // Last, so that a folder with a config is whole.
-    staged.push(Staged::write(path, |out| out.write_all(config.as_bytes()))?);
+    staged.push(Staged::write(config_path, |out| out.write_all(config))?);
     staged.into_iter().try_for_each(Staged::publish)
 }
 

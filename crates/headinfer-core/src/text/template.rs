@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 
 use crate::model::ModelError;
 use crate::model::error::printable;
@@ -145,10 +145,19 @@ fn render_here(text: &str, scene: Scene, fuel: u64) -> Result<String, Error> {
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_fuel(Some(fuel));
     env.set_formatter(|out, state, value| {
-        let mut left = state.fuel_levels().map_or(u64::MAX, |(_, left)| left);
-        weigh(value, &mut left, 0)?;
-        minijinja::escape_formatter(out, state, value)
+        weigh_within_fuel(state, value)?;
+        match python_word(value) {
+            Some(word) => Ok(out.write_str(word)?),
+            None => minijinja::escape_formatter(out, state, value),
+        }
     });
+    env.add_filter("string", |state: &State, value: Value| {
+        weigh_within_fuel(state, &value)?;
+        let word = python_word(&value).map(Value::from);
+        let spelled = || if value.as_str().is_some() { value.clone() } else { value.to_string().into() };
+        Ok::<_, Error>(word.unwrap_or_else(spelled))
+    });
+    env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     env.add_filter("tojson", tojson);
     // For debugging only, and quadratic in the depth of its value.
     env.remove_filter("pprint");
@@ -163,8 +172,47 @@ fn render_here(text: &str, scene: Scene, fuel: u64) -> Result<String, Error> {
             today.format(&pattern).map_err(unknown)
         });
     }
-    let template = env.template_from_named_str("chat template", text)?;
+    let text = without_generation_marks(text);
+    let template = env.template_from_named_str("chat template", &text)?;
     template.render(Value::from_pairs(scene.variables))
+}
+
+/// Templates made for training mark what the assistant says with the statement `generation` of transformers, a block
+/// with a scope of its own. `with` is the same without the mark.
+fn without_generation_marks(text: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some((start, length)) = statement(rest) {
+        let inside = &rest[start..start + length];
+        let word = inside.trim_matches(|c: char| c.is_whitespace() || "-+".contains(c));
+        out.push_str(&rest[..start]);
+        match word {
+            "generation" => out.push_str(&inside.replacen(word, "with", 1)),
+            "endgeneration" => out.push_str(&inside.replacen(word, "endwith", 1)),
+            _ => out.push_str(inside),
+        }
+        rest = &rest[start + length..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Where the next `{% … %}` has its inside, and how long that is.
+fn statement(text: &str) -> Option<(usize, usize)> {
+    let start = text.find("{%")? + 2;
+    Some((start, text[start..].find("%}")?))
+}
+
+/// What Python prints for the values that the engine spells otherwise.
+fn python_word(value: &Value) -> Option<&'static str> {
+    match value.kind() {
+        ValueKind::None => Some("None"),
+        ValueKind::Bool => Some(if value.is_true() { "True" } else { "False" }),
+        _ => None,
+    }
+}
+
+fn weigh_within_fuel(state: &State, value: &Value) -> Result<(), Error> {
+    weigh(value, &mut state.fuel_levels().map_or(u64::MAX, |(_, left)| left), 0)
 }
 
 /// Takes from `left` what printing `value` costs, before it is printed: a value whose parts share theirs is a

@@ -120,6 +120,22 @@ fn mistakes_are_told_with_their_line() {
 }
 
 #[test]
+fn values_are_printed_and_tested_as_python_does() {
+    let printed =
+        "{{ none }} {{ true }} {{ false }} {{ none|string }} {{ true|string }} {{ 'a'|string }} {{ 1.0 }}";
+    assert_eq!(run(printed).unwrap(), "None True False None True a 1.0");
+    let tested = "{{ none is iterable }} {{ [] is iterable }} {{ 'a' is iterable }} {{ {} is iterable }} {{ 1 is iterable }}";
+    assert_eq!(run(tested).unwrap(), "False True True True False");
+}
+
+#[test]
+fn generation_marks_are_blocks_that_print_what_is_in_them() {
+    let text = "{% set a = 1 %}a\n{%- generation -%}\n b{% set a = 2 %}{{ a }} {%+ endgeneration %}\n{{ a }} generation";
+    assert_eq!(run(text).unwrap(), "ab2 1 generation");
+    assert!(fails("{% generation %}").contains("syntax error"));
+}
+
+#[test]
 fn long_messages_are_work_that_is_allowed() {
     let text = "{% for m in messages %}{% set a = m|trim %}{{ ('[' + a ~ ']')|trim }}{% endfor %}";
     let prompt = render(Source { text, path: Path::new("m") }, scene(20 << 20)).unwrap();

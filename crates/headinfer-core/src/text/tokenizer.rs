@@ -196,6 +196,10 @@ fn read_tokenizer(path: &Path) -> Result<Vec<u8>, ModelError> {
         let problem = "is missing; text needs it (`logits --ids` takes token ids and does not)";
         return Err(ModelError::file(path, problem));
     }
+    // Asked before opening: opening a named pipe would wait for a writer.
+    if !path.is_file() {
+        return Err(ModelError::file(path, "is not a file"));
+    }
     let file = File::open(path).map_err(|e| ModelError::read(path, e))?;
     let mut bytes = Vec::new();
     file.take(TOKENIZER_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| ModelError::read(path, e))?;

@@ -5,15 +5,15 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use crate::error::Exit;
+use crate::error::{Exit, report};
+use crate::output::stdout_failed;
 
 /// Prints help and version as clap has them, and anything else as one `error:` line and a hint.
 pub(super) fn print(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
             Ok(()) => ExitCode::SUCCESS,
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-            Err(_) => Exit::Failed.into(),
+            Err(e) => report(&stdout_failed(e).into()),
         },
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();

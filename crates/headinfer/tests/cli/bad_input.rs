@@ -70,7 +70,60 @@ fn damaged_weights_are_named() {
         let end = bytes.len();
         bytes[end - 2..].copy_from_slice(&[0xc0, 0x7f]);
     })
-    .fails(4, &["not finite"]);
+    .fails(4, &["model.safetensors", "lm_head.weight", "not finite"]);
+}
+
+#[test]
+fn lengths_offsets_and_shapes_without_sense_are_named() {
+    for length in [0, 100_000_001, (1 << 63) - 8, 1 << 63, u64::MAX - 8, u64::MAX] {
+        with_weights(|bytes| bytes[..8].copy_from_slice(&length.to_le_bytes()))
+            .fails(4, &["model.safetensors"]);
+    }
+    let with_norm = |key: &str, value: Value| {
+        with_header(|h| {
+            let mut header: Value = serde_json::from_str(h).unwrap();
+            header["model.norm.weight"][key] = value.clone();
+            header.to_string()
+        })
+    };
+    let far = 1u64 << 63;
+    for offsets in
+        [json!([far, far + 128]), json!([u64::MAX - 127, u64::MAX]), json!([128, 0]), json!([-1, 127])]
+    {
+        with_norm("data_offsets", offsets).fails(4, &["model.safetensors"]);
+    }
+    for shape in [json!([]), json!([0]), json!([64, 1]), json!([far, 2]), json!(vec![1; 10_000]), json!(null)]
+    {
+        with_norm("shape", shape).fails(4, &["model.safetensors"]);
+    }
+    for dtype in [json!("F64"), json!("a\nb\u{1b}[31m"), json!("x".repeat(5000)), json!(5)] {
+        with_norm("dtype", dtype).fails(4, &["model.safetensors"]);
+    }
+}
+
+#[test]
+fn tied_tensors_that_differ_are_named() {
+    with_config(|c| c["tie_word_embeddings"] = json!(true))
+        .fails(4, &["model.safetensors", "lm_head.weight", "tie_word_embeddings"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_or_a_folder_in_place_of_a_file_is_named_at_once() {
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        for make in ["mkfifo", "mkdir"] {
+            let dir = folder();
+            let model = copy_of_tiny(&dir);
+            let path = model.join(name);
+            let _ = fs::remove_file(&path);
+            assert!(std::process::Command::new(make).arg(&path).status().unwrap().success());
+            let ran = match name {
+                "tokenizer.json" => run(&format!("run -m {} -p hello --device cpu", model.display())),
+                _ => score(&model, &dir),
+            };
+            ran.fails(4, &[name, "is not a file"]);
+        }
+    }
 }
 
 #[test]
@@ -82,6 +135,13 @@ fn impossible_configs_are_named() {
     with_config(|c| c["num_key_value_heads"] = json!(3)).fails(4, &["num_key_value_heads"]);
     with_config(|c| c["architectures"] = json!(["FooForCausalLM"])).fails(4, &["FooForCausalLM"]);
     with_config(|c| c["rope_parameters"]["rope_type"] = json!("spiral")).fails(4, &["spiral"]);
+    for field in
+        ["hidden_size", "num_attention_heads", "intermediate_size", "head_dim", "max_position_embeddings"]
+    {
+        for value in [json!(0), json!(1u64 << 63), json!(1e300), json!("x"), json!(1.5), json!([])] {
+            with_config(|c| c[field] = value.clone()).fails(4, &["config.json", field]);
+        }
+    }
 }
 
 #[test]
@@ -98,7 +158,10 @@ fn missing_models_and_files_are_named() {
     fs::remove_file(model.join("model.safetensors")).unwrap();
     score(&model, &dir).fails(4, &["model.safetensors"]);
     let lost = "logits -m random:tiny --ids lost.json --out x --device cpu";
-    run(lost).fails(4, &["cannot read lost.json"]);
+    let lost = run(lost);
+    lost.fails(4, &["cannot read lost.json"]);
+    assert_eq!(lost.stderr.matches("No such file").count(), 1, "{lost:?}");
+    plan(&dir.path().display().to_string()).fails(4, &["config.json"]);
 }
 
 #[test]

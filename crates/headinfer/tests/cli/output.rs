@@ -24,6 +24,16 @@ fn a_full_disk_is_told() {
     let output = command.args(["plan", "-m", "random:tiny", "-c", "1k"]).stdout(full()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("error: cannot write to standard output"));
+    for line in ["--help", "--version", "completions bash"] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_headinfer"));
+        let output = command.args(line.split(' ')).stdout(full()).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            (output.status.code(), told.matches("error: cannot write").count()),
+            (Some(1), 1),
+            "{line}: {told}"
+        );
+    }
 
     let dir = folder();
     let line = format!("logits -m random:tiny --ids {} --out /dev/full", ids(&dir, 9).display());
@@ -38,6 +48,21 @@ fn an_output_that_cannot_be_written_leaves_nothing() {
     to(&dir.path().join("no/such/folder.safetensors").display().to_string()).fails(1, &["cannot write"]);
     to(&dir.path().display().to_string()).fails(1, &["cannot write", "directory"]);
     assert_eq!(names(dir.path()), ["ids-9.json"]);
+}
+
+#[test]
+fn a_model_that_cannot_be_written_leaves_no_folder() {
+    let dir = folder();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let out = dir.path().join("model");
+    // A limit on the size of files stands for a disk that is full.
+    let limited = "ulimit -f 8; trap '' XFSZ; exec \"$0\" model make random:tiny --out \"$1\"";
+    let mut command = std::process::Command::new("bash");
+    let output = command.args(["-c", limited, env!("CARGO_BIN_EXE_headinfer")]).arg(&out).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), told.lines().count()), (Some(1), 1), "{told}");
+    assert!(told.starts_with("error: cannot write") && told.contains("model.safetensors"), "{told}");
+    assert_eq!(names(dir.path()), ["file"]);
 }
 
 #[test]
