@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::house::{House, Setup, start};
 use crate::model::{CHUNK, greedy, text};
 use crate::reuse::ask;
-use crate::store::{chunks, folder, kept, lock, open};
+use crate::store::{Stalled, chunks, folder, kept, open};
 
 /// Ends it as a signal does.
 pub(crate) async fn end(mut house: House) {
@@ -36,10 +36,10 @@ async fn what_is_behind_at_the_end_is_written_then() {
     let dir = folder();
     let book = text(2, 16 * CHUNK);
     let house = kept(dir.path(), 1).await;
-    let lock = lock(dir.path());
+    let stalled = Stalled::new(dir.path());
     ask(&house, &book).await;
     assert!(house.metric("store_behind_tokens").await > 0.0);
-    drop(lock);
+    drop(stalled);
     end(house).await;
     let house = kept(dir.path(), 1).await;
     assert_eq!(ask(&house, &format!("{book}?")).await.2, chunks(16));
@@ -50,7 +50,7 @@ async fn a_work_with_a_name_that_was_cut_off_is_resumed_by_who_asks_again() {
     let dir = folder();
     let prompt = text(3, 20 * CHUNK);
     let body = json!({"prompt": prompt, "max_tokens": 4, "temperature": 0, "ignore_eos": true, "stream": true,
-        "return_progress": true});
+        "return_progress": true, "stream_options": {"include_usage": true}});
     let house = kept(dir.path(), 1).await;
     house.gate.allow(6);
     let mut events = house.with("x-session-id", "book").stream("/v1/completions", &body).await;
