@@ -193,7 +193,7 @@ fn a_store_that_cannot_be_used_is_refused_before_anything_is_served() {
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     run(&line).fails(1, &["no other may write to it", "chmod 700"]);
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-    assert_eq!(run(&format!("{line} --cache-size 100KiB")).code, 1);
+    assert_eq!(run(&format!("{line} --cache-size 1MiB")).code, 1);
 }
 
 #[test]
