@@ -199,7 +199,11 @@ fn disk(page: &mut Page, store: &StoreStats, slots: &[SlotReport], restored: f64
         ("store_read_bytes_total", "Bytes read from the session store.", store.read_bytes),
         ("store_written_bytes_total", "Bytes written to it.", store.written_bytes),
         ("store_refused_writes_total", "Checkpoints that the disk refused.", store.refused),
-        ("store_warnings_total", "Warnings: files passed over, and times the disk began to refuse.", store.warnings),
+        (
+            "store_warnings_total",
+            "Warnings: files passed over, and times the disk began to refuse.",
+            store.warnings,
+        ),
     ] {
         page.one(name, "counter", help, value as f64);
     }

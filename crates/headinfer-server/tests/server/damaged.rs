@@ -32,7 +32,8 @@ impl Draw {
 /// Stored intervals in `dir`, each after the one that it continues.
 fn in_order(dir: &Path) -> Vec<PathBuf> {
     let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let mut left: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|end| end == "kv")).collect();
+    let mut left: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|end| end == "kv")).collect();
     let halves = |path: &PathBuf| {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         name.split_once('-').map(|(parent, key)| (parent.to_owned(), key.to_owned())).unwrap()
@@ -115,12 +116,15 @@ async fn two_hundred_damaged_stores_give_no_wrong_answer() {
     let order = in_order(sound.path());
     assert_eq!(order.len(), WHOLE);
     let another = ModelDigest::of_law(&model::spec(), "another", 1);
-    let theirs =
-        [foreign(of_model.path(), &another, &book), foreign(of_text.path(), &model::digest(), &text(2, CHUNK))];
+    let theirs = [
+        foreign(of_model.path(), &another, &book),
+        foreign(of_text.path(), &model::digest(), &text(2, CHUNK)),
+    ];
     let (mut draw, mut kinds, mut warned) = (Draw(0x51ab_77c3), BTreeSet::new(), 0);
     for round in 0..ROUNDS {
         let dir = folder();
-        let copies: Vec<PathBuf> = order.iter().map(|from| dir.path().join(from.file_name().unwrap())).collect();
+        let copies: Vec<PathBuf> =
+            order.iter().map(|from| dir.path().join(from.file_name().unwrap())).collect();
         for (from, to) in order.iter().zip(&copies) {
             fs::copy(from, to).unwrap();
         }

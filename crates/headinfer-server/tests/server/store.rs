@@ -82,7 +82,8 @@ async fn a_stored_text_takes_the_slot_whose_cache_is_cheaper_to_lose() {
     let dir = folder();
     let house = kept(dir.path(), 2).await;
     let shared = text(3, CHUNK);
-    let (long, stored) = (format!("{shared}{}", text(4, 9 * CHUNK)), format!("{shared}{}", text(5, 4 * CHUNK)));
+    let (long, stored) =
+        (format!("{shared}{}", text(4, 9 * CHUNK)), format!("{shared}{}", text(5, 4 * CHUNK)));
     ask(&house, &stored).await;
     ask(&house, &text(6, 3 * CHUNK)).await;
     written(&house).await;

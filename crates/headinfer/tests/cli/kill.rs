@@ -104,7 +104,8 @@ fn die(served: &mut Served, body: &Value, moment: Moment, dir: &Path, draw: &mut
     let all = stored(dir) + TOKENS / INTERVAL as usize;
     let answer = served.ask("POST /v1/completions HTTP/1.1", "", &body.to_string());
     let mut lines = BufReader::new(answer).lines().map_while(Result::ok);
-    let chunks = |wanted: usize| move |line: &String| progress(line).is_some_and(|n| n >= wanted * INTERVAL as usize);
+    let chunks =
+        |wanted: usize| move |line: &String| progress(line).is_some_and(|n| n >= wanted * INTERVAL as usize);
     match moment {
         Moment::Prefill(wanted) => drop(lines.find(chunks(wanted))),
         Moment::Decode(wanted) => {

@@ -182,7 +182,8 @@ fn a_disk_that_cannot_be_written_is_served_without() {
     let dir = folder();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o500)).unwrap();
     // The permissions of a folder do not hold root, those of the kernel's do.
-    let place = if std::fs::write(dir.path().join("x"), "").is_ok() { Path::new("/sys/kernel") } else { dir.path() };
+    let place =
+        if std::fs::write(dir.path().join("x"), "").is_ok() { Path::new("/sys/kernel") } else { dir.path() };
     serves_without(Served::kept(place));
 }
 
