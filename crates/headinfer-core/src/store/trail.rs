@@ -86,9 +86,10 @@ impl Trail {
         links.take_while(|link| self.store.handle.shared.has(link)).count() * self.interval
     }
 
-    /// Whether [`Trail::restore_next`] would have to wait until the disk is done with a buffer.
-    pub fn must_wait(&self) -> bool {
-        !self.store.handle.shared.has_buffer()
+    /// Whether there is an interval for [`Trail::restore_next`], but it would have to wait until the disk is done with
+    /// another.
+    pub fn must_wait(&mut self, session: &Session, ids: &[u32]) -> bool {
+        self.next(session, ids).is_some() && !self.store.handle.shared.has_buffer()
     }
 
     /// Brings the next interval of `ids` into the session; whether there was one. Where the session's clean tokens
@@ -98,17 +99,8 @@ impl Trail {
     /// # Errors
     /// [`EngineError`] when an id is refused or the device failed.
     pub fn restore_next(&mut self, session: &mut Session, ids: &[u32]) -> Result<bool, EngineError> {
-        let wanted = &ids[..ids.len().saturating_sub(1)];
-        self.follow(wanted);
-        let clean = &session.tokens()[..session.clean()];
-        let index = clean.iter().zip(wanted).take_while(|(a, b)| a == b).count() / self.interval;
-        if index >= self.chain.len() {
-            return Ok(false);
-        }
+        let Some(index) = self.next(session, ids) else { return Ok(false) };
         let (link, shared) = (self.chain.link(index), self.store.handle.shared.clone());
-        if !shared.has(&link) {
-            return Ok(false);
-        }
         let mut buffer = shared.buffer(self.shape.file_bytes());
         let found = writer::load(&shared, &link, &mut buffer);
         let result = match found.then(|| self.check(&buffer, index, &link)) {
@@ -217,6 +209,16 @@ impl Trail {
         if self.given.is_empty() {
             self.stored = 0;
         }
+    }
+
+    /// Turns to `ids`; the first interval that the session lacks, if there is a file of its name.
+    fn next(&mut self, session: &Session, ids: &[u32]) -> Option<usize> {
+        let wanted = &ids[..ids.len().saturating_sub(1)];
+        self.follow(wanted);
+        let clean = &session.tokens()[..session.clean()];
+        let index = clean.iter().zip(wanted).take_while(|(a, b)| a == b).count() / self.interval;
+        let there = index < self.chain.len() && self.store.handle.shared.has(&self.chain.link(index));
+        there.then_some(index)
     }
 
     /// The KV of a file that is sound and holds just what is wanted.

@@ -317,7 +317,7 @@ fn whoever_waits_for_the_disk_is_told_and_its_memory_is_known_before() {
     });
     let mut session = plain(case);
     let mut trail = trail(&store, case, &session);
-    assert!(!trail.must_wait());
+    assert!(!trail.must_wait(&session, &case.ids));
     prefill(&mut session, &mut trail, &case.ids);
     let most = buffer_bytes(&case.spec, case.chunk, &options(case));
     assert_eq!(most, Some(trail.memory_bytes()));

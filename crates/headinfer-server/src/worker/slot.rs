@@ -220,7 +220,7 @@ impl<'t> Slot<'t> {
     /// Brings back one interval of the prompt, or finds that there is none.
     fn restore(&mut self, counters: &Counters) -> Result<(), EngineError> {
         let (Some(task), Some(trail)) = (&mut self.task, &mut self.trail) else { return Ok(()) };
-        self.waits = trail.must_wait();
+        self.waits = trail.must_wait(&self.session, &task.job.ids);
         if self.waits {
             return Ok(());
         }
