@@ -99,6 +99,12 @@ pub struct StoreStats {
     pub written_bytes: u64,
     /// Bytes read back.
     pub read_bytes: u64,
+    /// Bytes of the files in the folder, as they were when it was last looked at.
+    pub folder_bytes: u64,
+    /// Bytes of memory taken for intervals on their way.
+    pub buffer_bytes: u64,
+    /// Writes that the disk refused.
+    pub refused: u64,
     /// Warnings given: one for each file passed over, and one each time the disk began to refuse.
     pub warnings: u64,
 }
@@ -171,6 +177,13 @@ impl Store {
     /// [`StoreError::TooSmall`], [`StoreError::Shape`] and [`StoreError::Backend`].
     pub fn trail(&self, model: &ModelDigest, session: &Session) -> Result<Trail, StoreError> {
         Trail::new(self, model, session)
+    }
+
+    /// Has `hook` called whenever the disk is done with something that it was given: who was told to come back later
+    /// may come then. It is called by the store's thread, and must neither wait nor drop a store. Only the first hook
+    /// is taken.
+    pub fn on_change(&self, hook: impl Fn() + Send + Sync + 'static) {
+        let _ = self.handle.shared.hook.set(Box::new(hook));
     }
 
     /// Waits until what was given so far is written or refused.

@@ -1,7 +1,7 @@
 //! A running server, and a gate that stalls its engine.
 
 use std::collections::VecDeque;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use headinfer_core::backend::{Backend, BackendError, Stats, Timed};
 use headinfer_core::cpu::Cpu;
 use headinfer_core::engine::Session;
 use headinfer_core::plan::Schedule;
+use headinfer_core::store::Store;
 use headinfer_server::{
-    EngineHandle, EngineOptions, ServeError, ServedModel, Server, ServerConfig, Shutdown,
+    EngineHandle, EngineOptions, Opened, ServeError, ServedModel, Server, ServerConfig, Shutdown,
 };
 use tokio::task::JoinHandle;
 
@@ -25,13 +26,15 @@ pub(crate) struct Setup {
     /// For chats.
     pub(crate) template: &'static str,
     pub(crate) config: ServerConfig,
+    /// What keeps the sessions.
+    pub(crate) store: Option<Store>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let mut config = ServerConfig { address: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
         config.drain = Duration::from_millis(100);
-        Self { slots: 2, queue: 64, context: 1024, template: model::TEMPLATE, config }
+        Self { slots: 2, queue: 64, context: 1024, template: model::TEMPLATE, config, store: None }
     }
 }
 
@@ -70,12 +73,19 @@ pub(crate) async fn start(setup: Setup) -> House {
 pub(crate) async fn start_loading(setup: Setup) -> House {
     let gate = Gate::default();
     gate.close();
-    let (plan, below) = (model::plan(setup.context), gate.clone());
+    let (plan, below, store) = (model::plan(setup.context), gate.clone(), setup.store);
     let open = move |_| {
         below.pass_load();
         let inner = model::backend(&plan);
         let gated = Gated { inner, gate: below.clone(), spoken: Vec::new() };
-        Ok(Session::new(plan.clone(), Box::new(gated)))
+        let session = Session::new(plan.clone(), Box::new(gated));
+        Ok(match &store {
+            Some(store) => {
+                let trail = store.trail(&model::digest(), &session).expect("it can be kept");
+                Opened::kept(session, trail)
+            }
+            None => session.into(),
+        })
     };
     let options = EngineOptions { slots: setup.slots, queue: setup.queue };
     let tokenizer = model::tokenizer_of(setup.template);
@@ -211,6 +221,20 @@ impl Backend for Gated {
         self.spoken.resize(logits.len(), 0.0);
         self.spoken[logits.len() - model::VOCAB + word as usize] = 9.0;
         Ok(&self.spoken)
+    }
+
+    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
+        self.inner.read_rows(rows, to)
+    }
+
+    /// Counts as a step of no rows.
+    fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
+        self.gate.pass(0)?;
+        self.inner.write_rows(rows, from)
+    }
+
+    fn numerics(&self) -> Option<String> {
+        self.inner.numerics()
     }
 
     fn stats(&self) -> Stats {

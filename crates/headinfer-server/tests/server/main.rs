@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod client;
+mod damaged;
 mod fairness;
 mod fuzz;
 mod house;
@@ -9,11 +10,13 @@ mod limits;
 mod load;
 mod malformed;
 mod model;
+mod restart;
 mod reuse;
 mod security;
 mod sessions;
 mod shapes;
 mod stalled;
+mod store;
 mod streams;
 mod structured;
 mod tools;
