@@ -11,6 +11,7 @@
 //   mma        R * d of m16n8k16, at 1024 FMA a cycle                     2 R d
 //   ldmatrix   d / 4 for each of K and V, at 128 bytes a cycle            2 d, and with QUERY_SHARED R d / 4 more
 //   exp2       R * 16 * 64, at 16 a cycle                                 64 R
+//   cp.async   K and V for a whole thread block, at 64 bytes a cycle      4 d
 // With R = 1 shared memory is as busy as the tensor cores; with R = 2 it is half as busy, and the accumulator and the
 // scores take 32 (d / 16 + 2) of a lane's 255 registers: 192 at d = 128, too many beyond. Softmax has to run beside
 // another warp's products: two warps to each scheduler, of two thread blocks that need not wait for one another.
@@ -23,6 +24,12 @@
 //   4 x 2 x 2             2       359     362    half the shared memory's traffic: 1.3 of the first
 //   4 x 2 x 1             2       376     376    slower than with two stages, it was thought; the second block hides it
 //   8 x 2 x 2             1       375     389    as fast; 190 where 256-row tiles leave multiprocessors idle
+//
+// Without its loads of K and V the kernel is a quarter faster at d = 256 and an eighth at d = 128: they and ldmatrix go
+// through one queue, and copies issued in one go hold up the first products. Given out over the steps of the scores, in
+// one run in which power held the clock to 1.7 GHz: 332 to 361 at d = 128 (4 x 2 x 2, past), 286 to 319 at d = 256
+// (8 x 1 x 2). Two warps to a row tile, each on half of the keys and then of V's columns with the weights exchanged
+// through shared memory, need a quarter fewer ldmatrix at d = 256 and were no faster (306): their softmax stands alone.
 
 #define THREADS (WARPS * 32)
 #define WARP_ROWS (ROW_TILES * 16)
@@ -65,32 +72,44 @@ __device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], u32 from) 
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
 }
 
+// Rows are copied by as many lines of threads as a power of two allows, a thread 16 bytes of every LINES-th row: its
+// addresses differ by constants.
+#define CHUNKS (DIM_PADDED / 8)
+#define MANY(LINES) (THREADS / CHUNKS >= LINES)
+#define LINES (MANY(64) ? 64 : MANY(32) ? 32 : MANY(16) ? 16 : MANY(8) ? 8 : 4)
+#define PASSES (KEYS / LINES)
+
+struct Place {
+    int row, column;
+    __device__ __forceinline__ Place() : row(threadIdx.x / CHUNKS), column(threadIdx.x % CHUNKS * 8) {}
+    __device__ __forceinline__ bool copies() const { return THREADS == LINES * CHUNKS || row < LINES; }
+};
+
 // A block's rows of K or V to shared memory; without WHOLE, those from `count` on and the padding become zeros.
 template <bool WHOLE>
 __device__ __forceinline__ void load_keys(u32 to, const bf16 *from, int count) {
-    constexpr int CHUNKS = DIM_PADDED / 8, PASSES = (KEYS * CHUNKS + THREADS - 1) / THREADS;
+    Place at;
+    if (!at.copies()) return;
+    u32 place = to + at.row * STRIDE + at.column * 2;
+    const bf16 *mine = from + (u32)(at.row * HEAD_DIM + at.column);
 #pragma unroll
-    for (int pass = 0; pass < PASSES; pass++) {
-        int i = threadIdx.x + pass * THREADS, row = i / CHUNKS, column = i % CHUNKS * 8;
-        if (THREADS % CHUNKS == 0) { // one address and constants
-            row = threadIdx.x / CHUNKS + pass * (THREADS / CHUNKS);
-            column = threadIdx.x % CHUNKS * 8;
-        }
-        if (PASSES * THREADS > KEYS * CHUNKS && row >= KEYS) break;
-        u32 place = to + row * STRIDE + column * 2;
+    for (int row = 0; row < KEYS; row += LINES) {
         if (WHOLE) {
-            copy_async(place, from + row * HEAD_DIM + column);
+            copy_async(place + row * STRIDE, mine + row * HEAD_DIM);
         } else {
-            bool inside = row < count && column < HEAD_DIM;
-            copy_async(place, inside ? from + row * HEAD_DIM + column : from, inside);
+            bool inside = at.row + row < count && at.column < HEAD_DIM;
+            copy_async(place + row * STRIDE, inside ? mine + row * HEAD_DIM : from, inside);
         }
     }
 }
 
-// The visible blocks of a tile of rows: those of the past, then those of the step's own rows.
+// The visible blocks of a tile of rows: those of the past, then those of the step's own rows. Lies in the padding of
+// two rows of shared memory, as registers are dear.
 struct Walk {
     u32 past, own; // first block of each piece, from position 0 and from own_from
     int past_blocks, blocks;
+    char row[DIM_PADDED * 2];
+    int clear_from, clear_to, ragged; // blocks [clear_from, clear_to) but `ragged` need no mask
 };
 
 struct Block {
@@ -98,16 +117,26 @@ struct Block {
     int count;
 };
 
-__device__ __forceinline__ Walk walk_of(const AttendParams &p, u32 row) {
+// How many of `count` blocks from `first` on are before block `end`.
+__device__ __forceinline__ int between(u64 end, u32 first, int count) {
+    return end > first ? (int)least(end - first, count) : 0;
+}
+
+__device__ __forceinline__ void find_walk(const AttendParams &p, u32 row, Walk &w) {
     u64 first = first_visible(p, position_of(p, row)), end = position_of(p, row + ROWS - 1) + 1;
     u32 past_end = (u32)((p.past_to + KEYS - 1) / KEYS);
     u32 own_end = (u32)((most(least(p.own_to, end), p.own_from) - p.own_from + KEYS - 1) / KEYS);
-    Walk w;
     w.past = (u32)(most(p.past_from, first) / KEYS);
     w.past_blocks = p.past_from < p.past_to && w.past < past_end ? past_end - w.past : 0;
     w.own = first > p.own_from ? (u32)((first - p.own_from) / KEYS) : 0;
-    w.blocks = w.past_blocks + (w.own < own_end ? own_end - w.own : 0);
-    return w;
+    int own_blocks = w.own < own_end ? own_end - w.own : 0;
+    w.blocks = w.past_blocks + own_blocks;
+    Range seen = seen_by_all(p, row, ROWS);
+    u64 own_seen = most(least(seen.to, p.own_to), p.own_from) - p.own_from;
+    w.clear_from = between((seen.from + KEYS - 1) / KEYS, w.past, w.past_blocks) +
+                   between((most(seen.from, p.own_from) - p.own_from + KEYS - 1) / KEYS, w.own, own_blocks);
+    w.clear_to = w.past_blocks + between(own_seen / KEYS, w.own, own_blocks);
+    w.ragged = p.past_to % KEYS ? w.past_blocks - 1 : -1;
 }
 
 __device__ __forceinline__ Block block_of(const AttendParams &p, const Walk &w, int i) {
@@ -136,6 +165,30 @@ __device__ __forceinline__ void load_block(const AttendParams &p, const Walk &w,
     }
     copy_commit();
 }
+
+// Copies of block i, of K and then of V, given out a few at a time: in one go they would hold up the ldmatrix behind
+// them. A block that is not whole is left to `load_block`.
+struct Copies {
+    u32 to;
+    const bf16 *from;
+    bool any, whole;
+
+    __device__ __forceinline__ Copies(const AttendParams &p, const Walk &w, int i, const bf16 *key, u32 tile) {
+        Place at;
+        Block b = block_of(p, w, i);
+        whole = i < w.blocks && HEAD_DIM == DIM_PADDED && b.count == KEYS;
+        any = whole && at.copies();
+        to = tile + at.row * STRIDE + at.column * 2;
+        from = key + b.start * HEAD_DIM + (u32)(at.row * HEAD_DIM + at.column);
+    }
+
+    // Copy i of 2 * PASSES, in order; V is `apart` from K.
+    __device__ __forceinline__ void give(int i, i64 apart) {
+        int row = i % PASSES * LINES;
+        if (i == PASSES) from += apart;
+        if (any) copy_async(to + i / PASSES * TILE + row * STRIDE, from + row * HEAD_DIM);
+    }
+};
 
 // A warp's queries as fragments, a row tile after another.
 struct Queries {
@@ -185,13 +238,17 @@ __device__ __forceinline__ void load_queries(const AttendParams &p, u32 tile_row
 #endif
 }
 
-// A fragment of K serves every row tile of the warp.
-__device__ __forceinline__ void scores(float (&s)[ROW_TILES][8][4], const Queries &q, u32 k) {
+// A fragment of K serves every row tile of the warp. `between` is called after each step.
+template <typename Between>
+__device__ __forceinline__ void scores(float (&s)[ROW_TILES][8][4], const Queries &q, u32 k, Between between) {
     int lane = threadIdx.x & 31;
     // Matrices of an x4 load: keys 0-7 and 8-15 by the lane's upper half, dimensions 0-7 and 8-15 within it.
     u32 from = k + ((lane >> 4) * 8 + (lane & 7)) * STRIDE + ((lane >> 3) & 1) * 16;
 #pragma unroll
-    for (int i = 0; i < ROW_TILES * 32; i++) s[i / 32][i / 4 % 8][i % 4] = 0.0f;
+    for (int m = 0; m < ROW_TILES; m++) {
+#pragma unroll
+        for (int i = 0; i < 32; i++) s[m][i / 4][i % 4] = 0.0f;
+    }
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
         u32 a[ROW_TILES][4];
@@ -207,6 +264,7 @@ __device__ __forceinline__ void scores(float (&s)[ROW_TILES][8][4], const Querie
                 mma(s[m][2 * pair + 1], a[m][0], a[m][1], a[m][2], a[m][3], b[2], b[3]);
             }
         }
+        between(step);
     }
 }
 
@@ -351,8 +409,14 @@ attention_prefill(const __grid_constant__ AttendParams p) {
     const bf16 *key[1] = {both[0]}, *value[1] = {both[1]};
     u32 tile_row = tile_of(p) * ROWS;
     u32 row = tile_row + (threadIdx.x >> 5) * WARP_ROWS + ((threadIdx.x & 31) >> 2);
-    Walk walk = walk_of(p, tile_row);
-    Range seen = seen_by_all(p, tile_row, ROWS);
+    Walk &found = *(Walk *)((char *)memory + DIM_PADDED * 2);
+    if (threadIdx.x == 0) find_walk(p, tile_row, found);
+    __syncthreads();
+#if ROW_TILES * DIM_PADDED <= 192
+    Walk walk = found; // there are registers for it
+#else
+    Walk &walk = found;
+#endif
     Queries q;
     load_queries(p, tile_row, tiles + STAGES * 2 * TILE, q);
     if (STAGES == 1) load_block(p, walk, 0, key, tiles);
@@ -362,21 +426,29 @@ attention_prefill(const __grid_constant__ AttendParams p) {
 #pragma unroll
     for (int i = 0; i < ROW_TILES * 2; i++) load_state(p, row + i * 8, state, i / 2, i % 2);
     for (int i = 0; i < walk.blocks; i++) {
-        Block block = block_of(p, walk, i);
         u32 k = tiles + i % STAGES * 2 * TILE;
         float s[ROW_TILES][8][4];
         if (STAGES == 1) {
             copy_wait<0>(); // for K; everybody is done with the V before
             load_block(p, walk, i, value, k + TILE);
-            scores(s, q, k);
+            scores(s, q, k, [](int) {});
             copy_wait<0>(); // for V; everybody is done with K
             load_block(p, walk, i + 1, key, k);
         } else {
+            u32 ahead = tiles + (i + AHEAD) % STAGES * 2 * TILE;
+            Copies copies(p, walk, i + AHEAD, both[0], ahead);
             copy_wait<AHEAD - 1>(); // for block i; everybody is done with block i - 1
-            load_block(p, walk, i + AHEAD, both, tiles + (i + AHEAD) % STAGES * 2 * TILE);
-            scores(s, q, k);
+            if (!copies.whole) load_block(p, walk, i + AHEAD, both, ahead);
+            scores(s, q, k, [&](int step) {
+#pragma unroll
+                for (int i = step * 2 * PASSES / STEPS; i < (step + 1) * 2 * PASSES / STEPS; i++) {
+                    copies.give(i, both[1] - both[0]);
+                }
+            });
+            if (copies.whole) copy_commit();
         }
-        if (!covers(seen, block.start, block.count)) {
+        if (i < walk.clear_from || i >= walk.clear_to || i == walk.ragged) {
+            Block block = block_of(p, walk, i);
 #pragma unroll
             for (int m = 0; m < ROW_TILES; m++) {
                 u32 low = row + m * 16;

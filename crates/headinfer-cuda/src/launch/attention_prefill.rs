@@ -45,7 +45,7 @@ impl Tiling {
         match head_dim {
             0..=64 => const { &[tiling(4, 2, 2, false)] },
             65..=96 => const { &[tiling(4, 2, 2, true), tiling(4, 2, 1, true), tiling(8, 1, 2, false)] },
-            97..=128 => const { &[tiling(4, 2, 1, true), tiling(8, 1, 2, false)] },
+            97..=128 => const { &[tiling(4, 2, 2, true), tiling(4, 2, 1, true), tiling(8, 1, 2, false)] },
             _ => const { &[tiling(8, 1, 2, true), tiling(8, 1, 1, true), tiling(4, 1, 1, true)] },
         }
     }
@@ -199,7 +199,7 @@ mod tests {
     fn more_shared_memory_is_put_to_use() {
         let stages = |head_dim, limit: u32| Tiling::new(head_dim, limit << 10).stages;
         assert_eq!([99, 163, 227].map(|limit| stages(96, limit)), [2, 2, 2]);
-        assert_eq!([99, 163, 227].map(|limit| stages(128, limit)), [2, 1, 1]);
+        assert_eq!([99, 163, 227].map(|limit| stages(128, limit)), [2, 1, 2]);
         assert_eq!([99, 163, 227].map(|limit| stages(256, limit)), [1, 1, 2]);
         let rows = |limit: u32| Tiling::new(256, limit << 10).rows();
         assert_eq!([99, 163, 227].map(rows), [64, 128, 128]);

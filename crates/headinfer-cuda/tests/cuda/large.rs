@@ -192,14 +192,20 @@ fn rates_of_attention() {
 }
 
 /// KV heads of four query heads each, rows, and past; without past, rows see one another.
-const PREFILLS: [(usize, usize, usize); 7] = [
+const PREFILLS: [(usize, usize, usize); 13] = [
     (8, 8 << 10, 0),
+    (8, 16 << 10, 0),
     (8, 32 << 10, 0),
     (1, 8 << 10, 0),
     (1, 4 << 10, 32 << 10),
     (1, 8 << 10, 128 << 10),
-    (1, 16 << 10, 128 << 10),
+    (1, 8 << 10, 256 << 10),
+    (1, 8 << 10, 512 << 10),
     (1, 8 << 10, 1 << 20),
+    (1, 16 << 10, 128 << 10),
+    (1, 16 << 10, 256 << 10),
+    (1, 16 << 10, 512 << 10),
+    (1, 16 << 10, 1 << 20),
 ];
 
 /// What devices get, and what was tried beside it.
@@ -212,20 +218,9 @@ fn tilings(head_dim: usize) -> Vec<Tiling> {
         blocks,
     };
     let more = match head_dim {
-        64 => vec![
-            tiling(4, 2, 1, false, 2),
-            tiling(4, 2, 1, true, 3),
-            tiling(8, 2, 2, false, 1),
-            tiling(4, 1, 2, false, 3),
-            tiling(4, 1, 2, false, 4),
-        ],
-        128 => vec![
-            tiling(4, 2, 2, true, 2),
-            tiling(8, 2, 2, true, 1),
-            tiling(8, 2, 3, true, 1),
-            tiling(4, 1, 2, false, 2),
-        ],
-        256 => vec![tiling(4, 1, 1, true, 2), tiling(4, 1, 2, true, 1)],
+        64 => vec![tiling(4, 2, 1, false, 2), tiling(8, 2, 3, false, 1)],
+        96 => vec![tiling(8, 2, 2, true, 1)],
+        128 => vec![tiling(8, 2, 2, true, 1)],
         _ => Vec::new(),
     };
     let mut all = Tiling::candidates(head_dim).to_vec();

@@ -9,6 +9,7 @@ mod ops;
 mod placement;
 mod reference;
 mod run;
+mod small;
 mod streamed;
 #[path = "../../../headinfer-core/tests/core/support.rs"]
 mod support;
