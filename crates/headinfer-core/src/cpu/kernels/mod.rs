@@ -12,6 +12,7 @@ mod elementwise;
 mod linear;
 mod prefill;
 mod prefill_strip;
+mod share;
 mod simd;
 
 pub use attention::{Geometry, HeadTask, KvRows, StateMut, state_finish, state_init};

@@ -8,7 +8,7 @@ use super::Isa;
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// f32 elements of a vector, a divisor of 64.
     const LANES: usize;
-    /// Scalars that meet three vectors in a matrix tile: their sums are what the register file holds.
+    /// Scalars of a matrix tile: eight meet three vectors, six meet two.
     const SCALARS: usize;
     type V: Copy;
 
@@ -34,10 +34,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn round_exp2(x: Self::V) -> (Self::V, Self::V);
     /// p · 2^n, where `shifted` is n + 1.5 · 2^23: the bits of n end the significand, and are added to the exponent.
     fn times_power(p: Self::V, shifted: Self::V) -> Self::V;
-    /// Asks for the cache line at `from`.
+    /// Asks for the cache line at `from`, no nearer than the second level: the first has fewer lines on their way than
+    /// memory needs to be busy.
     fn prefetch(from: *const u16);
-    /// Asks for the cache line at `from`, no nearer than the second level.
-    fn prefetch_second(from: *const u16);
 
     /// e^x for x <= 0, relative error below 2e-7; 0 below -87 (and for -inf); 1 at 0 exactly.
     #[inline(always)]
@@ -103,7 +102,7 @@ pub(crate) struct Portable;
 
 impl Simd for Portable {
     const LANES: usize = 8;
-    const SCALARS: usize = 4;
+    const SCALARS: usize = 6;
     type V = [f32; 8];
 
     #[inline(always)]
@@ -172,8 +171,6 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch(_from: *const u16) {}
-    #[inline(always)]
-    fn prefetch_second(_from: *const u16) {}
     #[inline(always)]
     fn zero_below(x: [f32; 8], limit: f32, v: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| if x[i] < limit { 0.0 } else { v[i] })
@@ -244,7 +241,7 @@ mod x86 {
     #[allow(clippy::undocumented_unsafe_blocks)] // stated once, above, for forty one-line intrinsics
     impl Simd for Avx2 {
         const LANES: usize = 8;
-        const SCALARS: usize = 4;
+        const SCALARS: usize = 6;
         type V = __m256;
 
         #[inline(always)]
@@ -334,10 +331,6 @@ mod x86 {
         }
         #[inline(always)]
         fn prefetch(from: *const u16) {
-            unsafe { _mm_prefetch(from.cast(), _MM_HINT_T0) }
-        }
-        #[inline(always)]
-        fn prefetch_second(from: *const u16) {
             unsafe { _mm_prefetch(from.cast(), _MM_HINT_T1) }
         }
         #[inline(always)]
@@ -429,10 +422,6 @@ mod x86 {
         }
         #[inline(always)]
         fn prefetch(from: *const u16) {
-            unsafe { _mm_prefetch(from.cast(), _MM_HINT_T0) }
-        }
-        #[inline(always)]
-        fn prefetch_second(from: *const u16) {
             unsafe { _mm_prefetch(from.cast(), _MM_HINT_T1) }
         }
         #[inline(always)]
