@@ -12,6 +12,10 @@ use super::simd::{Kernel, Simd, dispatch};
 
 /// Consecutive splits of a task, at most: long runs through memory.
 const RUN: usize = 8;
+/// Partial states asked for before they are folded.
+const AHEAD: usize = 8;
+/// f32 values of a cache line.
+const LINE: usize = 16;
 /// K and V elements below which waking other threads takes longer than the work.
 const SMALL: usize = 1 << 15;
 
@@ -122,7 +126,15 @@ impl Kernel for Fold<'_> {
         for (i, pair) in self.acc.chunks(2).enumerate() {
             (all[i], all[d / 2 + i]) = (pair[0], pair[1]);
         }
-        for partial in self.partials.chunks(rows * (d + 2)) {
+        let stride = rows * (d + 2);
+        for (i, partial) in self.partials.chunks(stride).enumerate() {
+            // Other cores wrote them: each line takes as long as one from memory, and no pattern is seen.
+            let ahead = self.partials.as_ptr().wrapping_add((i + AHEAD) * stride);
+            S::prefetch(ahead.wrapping_add(row).cast());
+            S::prefetch(ahead.wrapping_add(rows + row).cast());
+            for at in (0..d).step_by(LINE) {
+                S::prefetch(ahead.wrapping_add(2 * rows + row * d + at).cast());
+            }
             let (max, sum) = (partial[row], partial[rows + row]);
             if max == f32::NEG_INFINITY {
                 continue;

@@ -108,8 +108,8 @@ impl Rows<'_> {
                 continue;
             }
             let span = first * d..(first + count) * d;
-            convert(&self.kv.k[span.clone()], d, k, d);
-            convert(&self.kv.v[span.clone()], d, v, padded);
+            convert::<S>(&self.kv.k[span.clone()], d, k, d);
+            convert::<S>(&self.kv.v[span.clone()], d, v, padded);
             let mut ahead = Ahead::new(&self.kv, span.end, KEYS * d, lanes.div_ceil(W * S::LANES) * KEYS / B);
             for (from, width) in strips::<S, W>(lanes) {
                 let seen = self.sight(&block, from, width.min(rows - from));
@@ -231,10 +231,16 @@ fn strips<S: Simd, const W: usize>(lanes: usize) -> impl Iterator<Item = (usize,
 
 /// bf16 rows of `d` elements to f32 rows `stride` apart, and zeros for the rows that a block lacks.
 #[inline(always)]
-fn convert(from: &[u16], d: usize, to: &mut [f32], stride: usize) {
+fn convert<S: Simd>(from: &[u16], d: usize, to: &mut [f32], stride: usize) {
     let rows = from.len() / d;
     for (to, from) in to.chunks_exact_mut(stride).zip(from.chunks_exact(d)) {
-        to.iter_mut().zip(from).for_each(|(to, x)| *to = f32::from_bits(u32::from(*x) << 16));
+        let whole = d / S::LANES * S::LANES;
+        for (to, from) in to.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES)) {
+            S::store(S::widen_bf16(from), to);
+        }
+        for (to, x) in to[whole..].iter_mut().zip(&from[whole..]) {
+            *to = f32::from_bits(u32::from(*x) << 16);
+        }
     }
     to[rows * stride..].fill(0.0);
 }

@@ -28,6 +28,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn reduce_max(v: Self::V) -> f32;
     /// 2 · LANES bf16 values as (even elements, odd elements): one operation a vector and no shuffle.
     fn load_bf16(from: &[u16]) -> (Self::V, Self::V);
+    /// LANES bf16 values in order.
+    fn widen_bf16(from: &[u16]) -> Self::V;
     /// 2 · LANES f16 values as (first half, second half).
     fn load_f16(from: &[u16]) -> (Self::V, Self::V);
     /// round(x) as a vector and 2^round(x), for x in [-126, 127].
@@ -154,6 +156,10 @@ impl Simd for Portable {
     fn load_bf16(from: &[u16]) -> ([f32; 8], [f32; 8]) {
         let at = |i: usize| f32::from_bits(u32::from(from[i]) << 16);
         (std::array::from_fn(|i| at(2 * i)), std::array::from_fn(|i| at(2 * i + 1)))
+    }
+    #[inline(always)]
+    fn widen_bf16(from: &[u16]) -> [f32; 8] {
+        std::array::from_fn(|i| f32::from_bits(u32::from(from[i]) << 16))
     }
     #[inline(always)]
     fn load_f16(from: &[u16]) -> ([f32; 8], [f32; 8]) {
@@ -308,6 +314,13 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn widen_bf16(from: &[u16]) -> __m256 {
+            unsafe {
+                let words = _mm_loadu_si128(from[..8].as_ptr().cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16))
+            }
+        }
+        #[inline(always)]
         fn load_f16(from: &[u16]) -> (__m256, __m256) {
             unsafe {
                 let at = |i: usize| _mm256_cvtph_ps(_mm_loadu_si128(from[i..i + 8].as_ptr().cast()));
@@ -396,6 +409,13 @@ mod x86 {
                 let pairs = _mm512_loadu_si512(from[..32].as_ptr().cast());
                 let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
                 (_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), _mm512_castsi512_ps(odd))
+            }
+        }
+        #[inline(always)]
+        fn widen_bf16(from: &[u16]) -> __m512 {
+            unsafe {
+                let words = _mm256_loadu_si256(from[..16].as_ptr().cast());
+                _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))
             }
         }
         #[inline(always)]
