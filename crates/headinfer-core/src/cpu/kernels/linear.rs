@@ -134,7 +134,7 @@ fn few_rows(
     let pairs = |product: &Product<'_>| product.weight.dtype == DType::Bf16;
     let form = |paired| {
         let needed = products.iter().any(|product| pairs(product) == paired);
-        needed.then(|| dispatch(isa, Arrange { x, rows, paired })).unwrap_or_default()
+        if needed { dispatch(isa, Arrange { x, rows, paired }) } else { Vec::new() }
     };
     let (paired, plain) = (form(true), form(false));
     let mut left: usize = products.iter().map(|product| product.weight.rows).sum();
@@ -295,9 +295,9 @@ impl<S: Simd, const R: usize, const O: usize> Sums<S, R, O> {
     #[inline(always)]
     fn total(&self) -> [[f32; R]; O] {
         let mut sums = [[0.0; R]; O];
-        for o in 0..O {
-            for r in 0..R {
-                sums[o][r] = S::reduce_add(S::add(self.low[o][r], self.high[o][r]));
+        for (o, sums) in sums.iter_mut().enumerate() {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = S::reduce_add(S::add(self.low[o][r], self.high[o][r]));
             }
         }
         sums
@@ -312,24 +312,24 @@ fn dots_words<S: Simd, const BF16: bool, const R: usize, const O: usize>(
     ahead: *const u8,
 ) -> [[f32; R]; O] {
     let mut words: [&[u16]; O] = [&[]; O];
-    for o in 0..O {
-        words[o] = bytemuck::cast_slice(w[o]);
+    for (words, w) in words.iter_mut().zip(w) {
+        *words = bytemuck::cast_slice(w);
     }
     let (cols, size) = (words[0].len(), w[0].len());
     let whole = cols / (2 * S::LANES) * 2 * S::LANES;
     let mut sums = Sums::<S, R, O>::none();
     for at in (0..whole).step_by(2 * S::LANES) {
-        for o in 0..O {
+        for (o, words) in words.iter().enumerate() {
             S::prefetch(ahead.wrapping_add(o * size + 2 * at).cast());
-            let from = &words[o][at..][..2 * S::LANES];
+            let from = &words[at..][..2 * S::LANES];
             let pair = if BF16 { S::load_bf16(from) } else { S::load_f16(from) };
             sums.add(o, x, at, pair);
         }
     }
     if whole < cols {
-        for o in 0..O {
+        for (o, words) in words.iter().enumerate() {
             let mut rest = [0u16; 2 * LANES_MAX];
-            rest[..cols - whole].copy_from_slice(&words[o][whole..]);
+            rest[..cols - whole].copy_from_slice(&words[whole..]);
             let pair = if BF16 { S::load_bf16(&rest) } else { S::load_f16(&rest) };
             sums.add(o, x, whole, pair);
         }
@@ -345,8 +345,8 @@ fn dots_f32<S: Simd, const R: usize, const O: usize>(
     ahead: *const u8,
 ) -> [[f32; R]; O] {
     let mut floats: [&[f32]; O] = [&[]; O];
-    for o in 0..O {
-        floats[o] = bytemuck::cast_slice(w[o]);
+    for (floats, w) in floats.iter_mut().zip(w) {
+        *floats = bytemuck::cast_slice(w);
     }
     let (cols, size) = (floats[0].len(), w[0].len());
     let whole = cols / S::LANES * S::LANES;
