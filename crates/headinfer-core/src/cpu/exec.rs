@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::heads::{HeadNorm, Projected};
-use super::kernels::{self, Geometry, HeadTask, Isa, KvRows, StateMut, WeightMatrix};
+use super::kernels::{self, Geometry, HeadTask, Isa, KvRows, Product, StateMut, WeightMatrix};
 use super::{CpuOptions, OpenError};
 use crate::memory::{Grant, Memories};
 use crate::model::spec::{LayerTensor, TensorId};
@@ -205,10 +205,9 @@ impl Run<'_> {
         use LayerTensor as T;
         let (key, value) = (spec.q_dim(), spec.q_dim() + spec.kv_dim());
         let parts = [(T::Q, T::QBias, 0), (T::K, T::KBias, key), (T::V, T::VBias, value)];
-        for (weight, bias, column) in parts {
-            let bias = spec.qkv_bias.then_some(bias);
-            self.linear(normed, layer, weight, bias, &mut scratch[column..], width, false);
-        }
+        let products = parts
+            .map(|(weight, bias, column)| self.product(layer, weight, spec.qkv_bias.then_some(bias), column));
+        self.linear(normed, &products, scratch, width, false);
         let projected = Projected {
             values: scratch,
             width,
@@ -374,20 +373,23 @@ impl Run<'_> {
         let spec = &self.x.plan.spec;
         let bias = spec.o_bias.then_some(LayerTensor::OBias);
         let (from, to) = (self.g.read::<f32>(Role::AttnOut, 0), self.g.write::<f32>(Role::Hidden, 0));
-        self.linear(from, layer, LayerTensor::O, bias, to, spec.hidden, true);
+        self.linear(from, &[self.product(layer, LayerTensor::O, bias, 0)], to, spec.hidden, true);
     }
 
     fn mlp(&self, layer: usize, rows: usize) {
         let spec = &self.x.plan.spec;
         use LayerTensor as T;
         let normed = self.g.read::<f32>(Role::Normed, 0);
-        let (gate, up) = self.g.write::<f32>(Role::Scratch, 0).split_at_mut(rows * spec.intermediate);
+        let scratch = self.g.write::<f32>(Role::Scratch, 0);
         let bias = |tensor| spec.mlp_bias.then_some(tensor);
-        self.linear(normed, layer, T::Gate, bias(T::GateBias), gate, spec.intermediate, false);
-        self.linear(normed, layer, T::Up, bias(T::UpBias), up, spec.intermediate, false);
+        let size = rows * spec.intermediate;
+        let gate = self.product(layer, T::Gate, bias(T::GateBias), 0);
+        let up = self.product(layer, T::Up, bias(T::UpBias), size);
+        self.linear(normed, &[gate, up], scratch, spec.intermediate, false);
+        let (gate, up) = scratch.split_at_mut(size);
         kernels::swiglu(self.x.isa, gate, up);
-        let to = self.g.write::<f32>(Role::Hidden, 0);
-        self.linear(gate, layer, T::Down, bias(T::DownBias), to, spec.hidden, true);
+        let down = self.product(layer, T::Down, bias(T::DownBias), 0);
+        self.linear(gate, &[down], self.g.write::<f32>(Role::Hidden, 0), spec.hidden, true);
     }
 
     fn logits(&self, start: usize, end: usize) {
@@ -402,7 +404,8 @@ impl Run<'_> {
         };
         let head = self.head(start, end);
         let out = &mut self.g.write::<f32>(Role::Logits, 0)[start..];
-        kernels::linear(self.x.isa, normed, self.step.logit_rows, head, None, out, spec.vocab, false);
+        let head = Product { weight: head, bias: None, at: 0 };
+        kernels::linear(self.x.isa, normed, self.step.logit_rows, &[head], out, spec.vocab, false);
     }
 
     /// Rows `[start, end)` of the output head, where this plan keeps them.
@@ -416,21 +419,27 @@ impl Run<'_> {
         WeightMatrix { dtype, rows: end - start, cols, bytes }
     }
 
-    #[allow(clippy::too_many_arguments)] // a projection's operands; all internal
-    fn linear(
+    fn product(
         &self,
-        from: &[f32],
         layer: usize,
         tensor: LayerTensor,
         bias: Option<LayerTensor>,
+        at: usize,
+    ) -> Product<'_> {
+        let weight = |tensor| self.weight(TensorId::Layer(layer, tensor));
+        Product { weight: weight(tensor), bias: bias.map(weight), at }
+    }
+
+    fn linear(
+        &self,
+        from: &[f32],
+        products: &[Product<'_>],
         to: &mut [f32],
         stride: usize,
         accumulate: bool,
     ) {
-        let weight = self.weight(TensorId::Layer(layer, tensor));
-        let bias = bias.map(|t| self.weight(TensorId::Layer(layer, t)));
-        let rows = from.len() / weight.cols;
-        kernels::linear(self.x.isa, from, rows, weight, bias, to, stride, accumulate);
+        let rows = from.len() / products[0].weight.cols;
+        kernels::linear(self.x.isa, from, rows, products, to, stride, accumulate);
     }
 
     /// A weight where this plan keeps it: mapped, resident, or in the layer's slot.

@@ -7,8 +7,8 @@ use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use super::kernels::{
-    Geometry, HeadTask, Isa, KvRows, StateMut, WeightMatrix, attend_decode, attend_prefill, ceiling, linear,
-    state_init,
+    Geometry, HeadTask, Isa, KvRows, Product, StateMut, WeightMatrix, attend_decode, attend_prefill, ceiling,
+    linear, state_init,
 };
 use crate::dtype::DType;
 use crate::model::synthetic::{Half, SyntheticKv};
@@ -185,11 +185,12 @@ impl Field {
     pub fn gemm_flops(&self, isa: Isa, rows: usize, outputs: usize, depth: usize) -> f64 {
         let bytes = &self.map[..outputs * depth * 2];
         let weight = WeightMatrix { dtype: DType::Bf16, rows: outputs, cols: depth, bytes };
+        let product = Product { weight, bias: None, at: 0 };
         let x = queries(rows * depth);
         let mut out = vec![0.0; rows * outputs];
         let run = |out: &mut [f32]| {
             let begun = Instant::now();
-            linear(isa, &x, rows, weight, None, out, outputs, false);
+            linear(isa, &x, rows, &[product], out, outputs, false);
             (2 * rows * outputs * depth) as f64 / begun.elapsed().as_secs_f64()
         };
         (0..5).map(|_| run(&mut out)).fold(0.0, f64::max)

@@ -79,9 +79,12 @@ pub fn state_finish(sum: f32, acc: &[f32], out: &mut [f32]) {
 pub(super) fn aligned_parts<const N: usize>(memory: &mut [f32], sizes: [usize; N]) -> [&mut [f32]; N] {
     let skip = memory.as_ptr().align_offset(64).min(16);
     let mut rest = &mut memory[skip..];
-    sizes.map(|size| {
-        let (part, left) = std::mem::take(&mut rest).split_at_mut(size);
-        rest = left;
-        part
-    })
+    sizes.map(|size| front(&mut rest, size))
+}
+
+/// Takes the first `len` elements of what is left.
+pub(super) fn front<'a>(left: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (front, rest) = std::mem::take(left).split_at_mut(len);
+    *left = rest;
+    front
 }

@@ -1,14 +1,14 @@
 //! What this machine can do: the figures that measurements are held against.
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::Isa;
+use super::share::share;
 use super::simd::{Kernel, Simd, dispatch};
 
-/// Pieces per thread: enough that no thread waits for a slow one, as the kernels' tasks.
+/// Pieces per thread, shared as the kernels' tasks are: enough that no thread waits long for a slow one.
 const PIECES: usize = 16;
 
 /// f32 multiply-adds per second, counted as two operations each, of all threads of the current pool: some 10 ms.
@@ -16,9 +16,12 @@ pub fn fma_flops(isa: Isa) -> f64 {
     const ROUNDS: usize = 4_000_000 / PIECES;
     let pieces: Vec<Fma> =
         (0..PIECES * rayon::current_num_threads()).map(|_| Fma { rounds: ROUNDS }).collect();
+    let flop = AtomicUsize::new(0);
     let begun = Instant::now();
-    let flop: f64 = pieces.into_par_iter().map(|piece| dispatch(isa, piece)).sum();
-    flop / begun.elapsed().as_secs_f64()
+    share(pieces, |piece, _| {
+        flop.fetch_add(dispatch(isa, piece), Relaxed);
+    });
+    flop.into_inner() as f64 / begun.elapsed().as_secs_f64()
 }
 
 struct Fma {
@@ -26,10 +29,10 @@ struct Fma {
 }
 
 impl Kernel for Fma {
-    type Output = f64;
+    type Output = usize;
 
     #[inline(always)]
-    fn run<S: Simd>(self) -> f64 {
+    fn run<S: Simd>(self) -> usize {
         // Enough chains to cover the latency of two units.
         const CHAINS: usize = 12;
         let (a, b) = (S::splat(black_box(0.999)), S::splat(black_box(0.001)));
@@ -44,7 +47,7 @@ impl Kernel for Fma {
             total = S::add(total, sum);
         }
         black_box(S::reduce_add(total));
-        (2 * self.rounds * CHAINS * S::LANES) as f64
+        2 * self.rounds * CHAINS * S::LANES
     }
 }
 
@@ -52,9 +55,11 @@ impl Kernel for Fma {
 /// caches.
 pub fn read_bytes_s(isa: Isa, memory: &[f32]) -> f64 {
     let piece = (memory.len() / (PIECES * rayon::current_num_threads())).next_multiple_of(64).max(64);
+    let pieces: Vec<Sum<'_>> = memory.chunks(piece).map(|piece| Sum { piece }).collect();
     let begun = Instant::now();
-    let sum: f32 = memory.par_chunks(piece).map(|piece| dispatch(isa, Sum { piece })).sum();
-    black_box(sum);
+    share(pieces, |piece, _| {
+        black_box(dispatch(isa, piece));
+    });
     size_of_val(memory) as f64 / begun.elapsed().as_secs_f64()
 }
 

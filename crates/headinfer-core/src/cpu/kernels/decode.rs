@@ -4,17 +4,18 @@
 //! the carried one in order of position, so a row's bits depend on positions alone: not on tiles, not on which
 //! core took which split.
 
-use rayon::prelude::*;
-
 use super::Isa;
-use super::attention::{Geometry, HEAD_DIM_MAX, HeadTask};
+use super::attention::{Geometry, HEAD_DIM_MAX, HeadTask, front};
 use super::decode_split::{Run, SPLIT_MAX};
-use super::simd::dispatch;
+use super::share::{portion, share};
+use super::simd::{Kernel, Simd, dispatch};
 
 /// Consecutive splits of a task, at most: long runs through memory.
 const RUN: usize = 8;
-/// Tasks per thread below which runs are cut shorter, so that no thread waits for a slow one.
-const TASKS: usize = 8;
+/// Partial states asked for before they are folded.
+const AHEAD: usize = 8;
+/// f32 values of a cache line.
+const LINE: usize = 16;
 /// K and V elements below which waking other threads takes longer than the work.
 const SMALL: usize = 1 << 15;
 
@@ -40,26 +41,43 @@ pub fn attend_decode(
     let small = 2 * keys * heads.len() * geo.head_dim <= SMALL;
     for wave in cuts.chunks(in_flight) {
         let partials = &mut scratch[..wave.len() * heads.len() * partial];
-        let run = (wave.len() * heads.len() / (TASKS * rayon::current_num_threads())).clamp(1, RUN);
-        let tasks =
-            heads.iter().zip(partials.chunks_mut(partial * wave.len())).flat_map(|(head, partials)| {
-                let runs = wave.chunks(run).zip(partials.chunks_mut(partial * run));
-                runs.map(|(cuts, partials)| Run { geo, q: head.q, kv: head.kv, cuts, partials, rows })
-            });
+        let runs = runs(geo, heads, wave, &mut *partials);
         if small {
-            tasks.for_each(|task| dispatch(isa, task));
+            runs.into_iter().for_each(|run| dispatch(isa, run));
         } else {
-            let tasks: Vec<Run<'_>> = tasks.collect();
-            tasks.into_par_iter().for_each(|task| dispatch(isa, task));
+            // What a thread does next it asks for ahead.
+            share(runs, |run, next| dispatch(isa, Run { next: next.map_or(run.next, Run::keys), ..run }));
         }
         let folds = heads.iter_mut().zip(partials.chunks(partial * wave.len()));
         let folds = folds.flat_map(|(head, partials)| folds_of(head, partials, rows, geo.head_dim));
         if small {
-            folds.for_each(Fold::run);
+            folds.for_each(|fold| dispatch(isa, fold));
         } else {
-            folds.collect::<Vec<Fold<'_>>>().into_par_iter().for_each(Fold::run);
+            share(folds.collect(), |fold, _| dispatch(isa, fold));
         }
     }
+}
+
+/// Consecutive splits of each head, into `partials` of (2 + head_dim) floats per split and row.
+fn runs<'a>(
+    geo: &'a Geometry,
+    heads: &[HeadTask<'a>],
+    wave: &'a [(usize, usize)],
+    mut partials: &'a mut [f32],
+) -> Vec<Run<'a>> {
+    let mut left = heads.len() * wave.len();
+    let mut runs = Vec::new();
+    for head in heads {
+        let (rows, mut rest) = (head.state.max.len(), wave);
+        while !rest.is_empty() {
+            let (cuts, after) = rest.split_at(portion(left).clamp(1, RUN).min(rest.len()));
+            let partials = front(&mut partials, cuts.len() * rows * (geo.head_dim + 2));
+            runs.push(Run { geo, q: head.q, kv: head.kv, cuts, partials, rows, next: &[] });
+            left -= cuts.len();
+            rest = after;
+        }
+    }
+    runs
 }
 
 /// Row ranges between multiples of `split` in position.
@@ -96,16 +114,27 @@ fn folds_of<'a>(
     parts.map(move |(row, ((max, sum), acc))| Fold { max, sum, acc, partials, rows, row })
 }
 
-impl Fold<'_> {
+impl Kernel for Fold<'_> {
+    type Output = ();
+
     /// In order of position. A state that saw nothing changes no bit.
-    fn run(self) {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
         let (rows, row, d) = (self.rows, self.row, self.acc.len());
         let mut all = [0.0f32; HEAD_DIM_MAX];
         let all = &mut all[..d];
         for (i, pair) in self.acc.chunks(2).enumerate() {
             (all[i], all[d / 2 + i]) = (pair[0], pair[1]);
         }
-        for partial in self.partials.chunks(rows * (d + 2)) {
+        let stride = rows * (d + 2);
+        for (i, partial) in self.partials.chunks(stride).enumerate() {
+            // Other cores wrote them: each line takes as long as one from memory, and no pattern is seen.
+            let ahead = self.partials.as_ptr().wrapping_add((i + AHEAD) * stride);
+            S::prefetch(ahead.wrapping_add(row).cast());
+            S::prefetch(ahead.wrapping_add(rows + row).cast());
+            for at in (0..d).step_by(LINE) {
+                S::prefetch(ahead.wrapping_add(2 * rows + row * d + at).cast());
+            }
             let (max, sum) = (partial[row], partial[rows + row]);
             if max == f32::NEG_INFINITY {
                 continue;
@@ -115,7 +144,9 @@ impl Fold<'_> {
             *self.max = new;
             *self.sum = *self.sum * old_scale + sum * scale;
             let from = &partial[2 * rows + row * d..][..d];
-            all.iter_mut().zip(from).for_each(|(to, from)| *to = *to * old_scale + from * scale);
+            for (to, from) in all.iter_mut().zip(from) {
+                *to = *to * old_scale + from * scale;
+            }
         }
         for (i, pair) in self.acc.chunks_mut(2).enumerate() {
             (pair[0], pair[1]) = (all[i], all[d / 2 + i]);

@@ -29,6 +29,15 @@ pub(super) struct Run<'a> {
     /// Per split `[max; rows]`, `[sum; rows]`, `[rows, head_dim]` of even then odd elements.
     pub(super) partials: &'a mut [f32],
     pub(super) rows: usize,
+    /// K of what the thread does next, if known.
+    pub(super) next: &'a [u16],
+}
+
+impl<'a> Run<'a> {
+    /// K from the first of its splits on.
+    pub(super) fn keys(&self) -> &'a [u16] {
+        &self.kv.k[self.cuts[0].0 * self.geo.head_dim..]
+    }
 }
 
 impl Kernel for Run<'_> {
@@ -45,10 +54,17 @@ impl Kernel for Run<'_> {
         let half = if width == d { 0 } else { SPLIT_MAX * width };
         let mut padded = vec![0; 2 * half];
         let (padded_k, padded_v) = padded.split_at_mut(half);
-        for (cut, partial) in self.cuts.iter().zip(self.partials.chunks_mut(rows * (d + 2))) {
+        let last = self.cuts.len() - 1;
+        for (i, partial) in self.partials.chunks_mut(rows * (d + 2)).enumerate() {
+            let cut = self.cuts[i];
             let span = cut.0 * d..cut.1 * d;
             let (k, v) = (&self.kv.k[span.clone()], &self.kv.v[span]);
-            let next = k.as_ptr().wrapping_add(k.len());
+            let next = match (i == last, self.next.is_empty()) {
+                (false, _) => k.as_ptr().wrapping_add(k.len()),
+                (true, false) => self.next.as_ptr(),
+                // Nothing to ask for but what is there.
+                (true, true) => k.as_ptr(),
+            };
             let (k, v) = match width == d {
                 true => (k, v),
                 false => (pad(k, d, padded_k, width), pad(v, d, padded_v, width)),
@@ -66,7 +82,8 @@ impl Kernel for Run<'_> {
                     sum: &mut sum[first..last],
                     acc: &mut acc[first * d..last * d],
                 };
-                // Rows, keys and pairs of columns at once: as many sums as the register file holds.
+                // Rows, keys and pairs of columns at once: rows times keys at most the lanes of a vector, and as many sums
+                // as the register file holds.
                 match (last - first, S::LANES) {
                     (1, _) => split.attend::<S, 1, 8, 4>(rows),
                     (2, LANES_MAX) => split.attend::<S, 2, 8, 4>(rows),
@@ -158,30 +175,28 @@ impl Split<'_> {
 
     /// scores[row][key] = q · k. Meanwhile the values are asked for.
     ///
-    /// A register holds one (row, key) sum. Those of as many keys as a vector has lanes are added up across their
-    /// lanes at once, so that no product waits for that.
+    /// A register holds one (row, key) sum, and as many as a vector has lanes are added up across their lanes at once.
     #[inline(always)]
     fn score<S: Simd, const R: usize, const T: usize>(&self, q: &[f32], scores: &mut [[f32; SPLIT_MAX]; R]) {
         let last = self.k.len() / self.width - 1;
-        let mut waiting = [[S::splat(0.0); LANES_MAX]; R];
-        for batch in (0..=last).step_by(S::LANES) {
-            for together in (0..S::LANES).step_by(T) {
-                let first = batch + together;
-                // Past the end the last key is computed again, for the mask to remove.
-                let mut keys: [&[u16]; T] = [&[]; T];
-                for (n, key) in keys.iter_mut().enumerate() {
-                    *key = &self.k[(first + n).min(last) * self.width..][..self.width];
-                }
-                let ahead = self.v.as_ptr().wrapping_add(first * self.width);
-                let sums = dots::<S, R, T>(q, &keys, ahead);
-                for n in 0..T {
-                    for r in 0..R {
-                        waiting[r][together + n] = sums[n][r];
-                    }
+        for first in (0..=last).step_by(T) {
+            // Past the end the last key is computed again, for the mask to remove.
+            let mut keys: [&[u16]; T] = [&[]; T];
+            for (n, key) in keys.iter_mut().enumerate() {
+                *key = &self.k[(first + n).min(last) * self.width..][..self.width];
+            }
+            let ahead = self.v.as_ptr().wrapping_add(first * self.width);
+            let sums = dots::<S, R, T>(q, &keys, ahead);
+            let mut lanes = [S::splat(0.0); LANES_MAX];
+            for n in 0..T {
+                for r in 0..R {
+                    lanes[r * T + n] = sums[n][r];
                 }
             }
-            for r in 0..R {
-                S::store(S::sums(&waiting[r]), &mut scores[r][batch..]);
+            let mut together = [0.0; LANES_MAX];
+            S::store(S::sums(&lanes), &mut together);
+            for (scores, sums) in scores.iter_mut().zip(together.chunks_exact(T)) {
+                scores[first..][..T].copy_from_slice(sums);
             }
         }
     }
@@ -255,6 +270,16 @@ fn dots<S: Simd, const R: usize, const T: usize>(
     let mut sums = [[S::splat(0.0); R]; T];
     for (i, q) in q.chunks_exact(2 * S::LANES * R).enumerate() {
         ask::<S>(ahead.wrapping_add(i * T * 2 * S::LANES), T * 2 * S::LANES);
+        if R == 1 {
+            // One key's pairs at a time: those of all would fill the register file.
+            let (even, odd) = q.split_at(S::LANES);
+            let (even, odd) = (S::load(even), S::load(odd));
+            for n in 0..T {
+                let pair = S::load_bf16(&keys[n][2 * i * S::LANES..]);
+                sums[n][0] = S::fma(odd, pair.1, S::fma(even, pair.0, sums[n][0]));
+            }
+            continue;
+        }
         let mut pairs = [(S::splat(0.0), S::splat(0.0)); T];
         for n in 0..T {
             pairs[n] = S::load_bf16(&keys[n][2 * i * S::LANES..]);

@@ -12,12 +12,13 @@ mod elementwise;
 mod linear;
 mod prefill;
 mod prefill_strip;
+mod share;
 mod simd;
 
 pub use attention::{Geometry, HeadTask, KvRows, StateMut, state_finish, state_init};
 pub use decode::attend_decode;
 pub use elementwise::{embed, rms_norm, swiglu};
-pub use linear::{WeightMatrix, linear};
+pub use linear::{Product, WeightMatrix, linear};
 pub use prefill::attend_prefill;
 
 /// Instruction sets that kernels are compiled for.

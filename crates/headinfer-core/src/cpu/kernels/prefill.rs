@@ -3,23 +3,26 @@
 //! A vector holds one element of many query rows. So a task (some rows of one head) turns its queries once, and
 //! keys and values stay as they lie: scores are scalars of K times vectors of queries, outputs are scalars of V times
 //! vectors of weights, and the softmax of a block of 64 keys runs down the vectors with no sum across one. A register
-//! tile is 8 scalars by 3 vectors where there are 32 registers, and a strip of 3 vectors of rows keeps what it walks
-//! in the first-level cache. The running (max, sum, accumulator) is updated once a block, so cutting the keys at
+//! tile is 8 scalars by 3 vectors where there are 32 registers, and 6 by 2 where there are 16: 4 by 3 takes all of them,
+//! and one sum then goes through memory at every step. A strip of so many vectors of rows keeps what it walks in the
+//! first-level cache. The running (max, sum, accumulator) is updated once a block, so cutting the keys at
 //! multiples of 64 changes no bit; nor does a row's place in a vector.
 //!
 //! f32 FMA rather than `vdpbf16ps`: queries and weights stay f32, and the bf16 dot product of this kernel's first
 //! target (Sapphire Rapids) issues once a cycle against twice for FMA, so it would not be faster.
 
-use rayon::prelude::*;
-
 use super::Isa;
-use super::attention::{Geometry, HEAD_DIM_MAX, HeadTask, KvRows, StateMut, aligned_parts};
-use super::prefill_strip::{Ahead, KEYS, Strip, VECTORS};
+use super::attention::{Geometry, HEAD_DIM_MAX, HeadTask, KvRows, StateMut, aligned_parts, front};
+use super::prefill_strip::{Ahead, KEYS, Strip};
+use super::share::{portion, share};
 use super::simd::{Kernel, Simd, dispatch};
 
-/// Rows of a task: enough to pay for converting K and V, and no more state than a core's second-level cache holds.
-const TASK_ROWS: usize = 256;
-/// Tasks get a multiple of these rows: a vector's.
+/// Rows of a task, at most: no more state than a core's second-level cache holds.
+const TASK_ROWS: usize = 240;
+/// Larger tasks get a multiple of these rows, strips of 3 vectors of 16 or 2 of 8. Fewer pay for converting K and V with
+/// over a twentieth of their time.
+const STRIPS: usize = 48;
+/// All tasks get a multiple of these rows.
 const ROWS: usize = 16;
 /// f32 values of a cache line.
 const LINE: usize = 16;
@@ -30,26 +33,38 @@ const LINE: usize = 16;
 pub fn attend_prefill(isa: Isa, geo: &Geometry, heads: &mut [HeadTask<'_>]) {
     assert!(geo.head_dim <= HEAD_DIM_MAX, "a head of {} elements", geo.head_dim);
     let d = geo.head_dim;
-    let rows: usize = heads.iter().map(|h| h.state.max.len()).sum();
-    // Small problems are cut finer, so that every core has work.
-    let even = rows.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(ROWS);
-    let task_rows = even.clamp(ROWS, TASK_ROWS);
-    let tasks = heads.iter_mut().flat_map(|head| {
-        let max = head.state.max.chunks_mut(task_rows);
-        let sum = head.state.sum.chunks_mut(task_rows);
-        let acc = head.state.acc.chunks_mut(task_rows * d);
-        let q = head.q.chunks(task_rows * d);
-        let kv = head.kv;
-        max.zip(sum).zip(acc.zip(q)).enumerate().map(move |(i, ((max, sum), (acc, q)))| Rows {
-            geo,
-            first_row: i * task_rows,
-            q,
-            kv,
-            state: StateMut { max, sum, acc },
-        })
-    });
-    let tasks: Vec<Rows<'_>> = tasks.collect();
-    tasks.into_par_iter().for_each(|task| dispatch(isa, task));
+    let mut left: usize = heads.iter().map(|h| h.state.max.len()).sum();
+    let mut tasks = Vec::new();
+    for head in heads {
+        let StateMut { max, sum, acc } = &mut head.state;
+        let (mut max, mut sum, mut acc) = (&mut **max, &mut **sum, &mut **acc);
+        let mut first_row = 0;
+        while !max.is_empty() {
+            let rows = task_rows(left).min(max.len());
+            tasks.push(Rows {
+                geo,
+                first_row,
+                q: &head.q[first_row * d..][..rows * d],
+                kv: head.kv,
+                state: StateMut {
+                    max: front(&mut max, rows),
+                    sum: front(&mut sum, rows),
+                    acc: front(&mut acc, rows * d),
+                },
+            });
+            first_row += rows;
+            left -= rows;
+        }
+    }
+    share(tasks, |task, _| dispatch(isa, task));
+}
+
+/// Rows of the next task when `left` are left.
+fn task_rows(left: usize) -> usize {
+    match portion(left) {
+        few if few < STRIPS => few.next_multiple_of(ROWS).max(ROWS),
+        many => (many / STRIPS * STRIPS).min(TASK_ROWS),
+    }
 }
 
 /// Some rows of one head.
@@ -67,23 +82,22 @@ impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         match S::SCALARS {
-            8 => self.walk::<S, 8>(),
-            _ => self.walk::<S, 4>(),
+            8 => self.walk::<S, 8, 3>(),
+            _ => self.walk::<S, 6, 2>(),
         }
     }
 }
 
 impl Rows<'_> {
-    /// All blocks of keys, each over all strips of rows, in tiles of `B` scalars.
+    /// All blocks of keys, each over all strips of rows, in tiles of `B` scalars by `W` vectors.
     #[inline(always)]
-    fn walk<S: Simd, const B: usize>(mut self) {
+    fn walk<S: Simd, const B: usize, const W: usize>(mut self) {
         let (d, rows) = (self.geo.head_dim, self.state.max.len());
         let (lanes, padded) = (rows.next_multiple_of(S::LANES), d.next_multiple_of(B));
-        let sizes =
-            [lanes * d, lanes * padded, KEYS * d, KEYS * padded, KEYS * VECTORS * S::LANES, lanes, lanes];
+        let sizes = [lanes * d, lanes * padded, KEYS * d, KEYS * padded, KEYS * W * S::LANES, lanes, lanes];
         let mut memory = vec![0.0; sizes.iter().sum::<usize>() + LINE];
         let [q, acc, k, v, scores, max, sum] = aligned_parts(&mut memory, sizes);
-        self.load(strips::<S>(lanes), q, acc, padded);
+        self.load(strips::<S, W>(lanes), q, acc, padded);
         max[..rows].copy_from_slice(self.state.max);
         sum[..rows].copy_from_slice(self.state.sum);
         let keys = self.kv.k.len() / d;
@@ -94,11 +108,10 @@ impl Rows<'_> {
                 continue;
             }
             let span = first * d..(first + count) * d;
-            convert(&self.kv.k[span.clone()], d, k, d);
-            convert(&self.kv.v[span.clone()], d, v, padded);
-            let mut ahead =
-                Ahead::new(&self.kv, span.end, KEYS * d, lanes.div_ceil(VECTORS * S::LANES) * KEYS / B);
-            for (from, width) in strips::<S>(lanes) {
+            convert::<S>(&self.kv.k[span.clone()], d, k, d);
+            convert::<S>(&self.kv.v[span.clone()], d, v, padded);
+            let mut ahead = Ahead::new(&self.kv, span.end, KEYS * d, lanes.div_ceil(W * S::LANES) * KEYS / B);
+            for (from, width) in strips::<S, W>(lanes) {
                 let seen = self.sight(&block, from, width.min(rows - from));
                 if seen == Sight::Nothing {
                     continue;
@@ -116,13 +129,13 @@ impl Rows<'_> {
                     }
                 };
                 match width / S::LANES {
+                    all if all == W => strip.attend::<S, B, W>(k, v, &mut ahead, &mask),
                     1 => strip.attend::<S, B, 1>(k, v, &mut ahead, &mask),
-                    2 => strip.attend::<S, B, 2>(k, v, &mut ahead, &mask),
-                    _ => strip.attend::<S, B, VECTORS>(k, v, &mut ahead, &mask),
+                    _ => strip.attend::<S, B, 2>(k, v, &mut ahead, &mask),
                 }
             }
         }
-        self.store(strips::<S>(lanes), acc, padded);
+        self.store(strips::<S, W>(lanes), acc, padded);
         self.state.max.copy_from_slice(&max[..rows]);
         self.state.sum.copy_from_slice(&sum[..rows]);
     }
@@ -200,15 +213,15 @@ enum Sight {
     All,
 }
 
-/// Strips of whole vectors of rows: (first row, rows). Four vectors are two twos: one alone would do as little with
-/// each scalar as can be.
-fn strips<S: Simd>(lanes: usize) -> impl Iterator<Item = (usize, usize)> {
+/// Strips of up to `W` whole vectors of rows: (first row, rows). Four vectors are two twos: one alone would do as little
+/// with each scalar as can be.
+fn strips<S: Simd, const W: usize>(lanes: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut from = 0;
     std::iter::from_fn(move || {
         let vectors = match (lanes - from) / S::LANES {
             0 => return None,
             4 => 2,
-            left => left.min(VECTORS),
+            left => left.min(W),
         };
         let strip = (from, vectors * S::LANES);
         from += strip.1;
@@ -218,10 +231,16 @@ fn strips<S: Simd>(lanes: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// bf16 rows of `d` elements to f32 rows `stride` apart, and zeros for the rows that a block lacks.
 #[inline(always)]
-fn convert(from: &[u16], d: usize, to: &mut [f32], stride: usize) {
+fn convert<S: Simd>(from: &[u16], d: usize, to: &mut [f32], stride: usize) {
     let rows = from.len() / d;
     for (to, from) in to.chunks_exact_mut(stride).zip(from.chunks_exact(d)) {
-        to.iter_mut().zip(from).for_each(|(to, x)| *to = f32::from_bits(u32::from(*x) << 16));
+        let whole = d / S::LANES * S::LANES;
+        for (to, from) in to.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES)) {
+            S::store(S::widen_bf16(from), to);
+        }
+        for (to, x) in to[whole..].iter_mut().zip(&from[whole..]) {
+            *to = f32::from_bits(u32::from(*x) << 16);
+        }
     }
     to[rows * stride..].fill(0.0);
 }

@@ -6,8 +6,6 @@ use super::simd::Simd;
 
 /// Keys of a block.
 pub(super) const KEYS: usize = 64;
-/// Vectors of rows in a strip, at most.
-pub(super) const VECTORS: usize = 3;
 /// Maxima and sums in flight, a divisor of [`KEYS`].
 const CHAINS: usize = 4;
 /// bf16 values of a cache line.
@@ -43,7 +41,7 @@ impl<'a> Ahead<'a> {
     #[inline(always)]
     fn ask<S: Simd>(&mut self) {
         for line in self.lines.by_ref().take(self.share) {
-            S::prefetch_second(line.as_ptr());
+            S::prefetch(line.as_ptr());
         }
     }
 }
@@ -61,7 +59,8 @@ impl Strip<'_> {
     ) {
         for first in (0..KEYS).step_by(B) {
             ahead.ask::<S>();
-            self.score::<S, B, W>(k, first);
+            // The last tile may compute some scores once more.
+            self.score::<S, B, W>(k, first.min(KEYS - B));
         }
         mask(self.scores);
         let shrink = self.softmax::<S, W>();
@@ -75,10 +74,7 @@ impl Strip<'_> {
     #[inline(always)]
     fn score<S: Simd, const B: usize, const W: usize>(&mut self, k: &[f32], first: usize) {
         let (d, width) = (k.len() / KEYS, W * S::LANES);
-        let mut keys: [&[f32]; B] = [&[]; B];
-        for (b, key) in keys.iter_mut().enumerate() {
-            *key = &k[(first + b) * d..][..d];
-        }
+        let k = &k[first * d..][..B * d];
         let mut sums = [[S::splat(0.0); W]; B];
         for (i, q) in (0..d).zip(self.q.chunks_exact(width)) {
             let mut rows = [S::splat(0.0); W];
@@ -86,7 +82,7 @@ impl Strip<'_> {
                 rows[t] = S::load(&q[t * S::LANES..]);
             }
             for b in 0..B {
-                let x = S::splat(keys[b][i]);
+                let x = S::splat(k[b * d + i]);
                 for t in 0..W {
                     sums[b][t] = S::fma(x, rows[t], sums[b][t]);
                 }

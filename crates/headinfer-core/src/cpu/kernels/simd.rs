@@ -8,7 +8,7 @@ use super::Isa;
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// f32 elements of a vector, a divisor of 64.
     const LANES: usize;
-    /// Scalars that meet three vectors in a matrix tile: their sums are what the register file holds.
+    /// Scalars of a matrix tile: eight meet three vectors, six meet two.
     const SCALARS: usize;
     type V: Copy;
 
@@ -28,16 +28,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn reduce_max(v: Self::V) -> f32;
     /// 2 · LANES bf16 values as (even elements, odd elements): one operation a vector and no shuffle.
     fn load_bf16(from: &[u16]) -> (Self::V, Self::V);
+    /// LANES bf16 values in order.
+    fn widen_bf16(from: &[u16]) -> Self::V;
     /// 2 · LANES f16 values as (first half, second half).
     fn load_f16(from: &[u16]) -> (Self::V, Self::V);
     /// round(x) as a vector and 2^round(x), for x in [-126, 127].
     fn round_exp2(x: Self::V) -> (Self::V, Self::V);
     /// p · 2^n, where `shifted` is n + 1.5 · 2^23: the bits of n end the significand, and are added to the exponent.
     fn times_power(p: Self::V, shifted: Self::V) -> Self::V;
-    /// Asks for the cache line at `from`.
+    /// Asks for the cache line at `from`, no nearer than the second level: the first has fewer lines on their way than
+    /// memory needs to be busy.
     fn prefetch(from: *const u16);
-    /// Asks for the cache line at `from`, no nearer than the second level.
-    fn prefetch_second(from: *const u16);
 
     /// e^x for x <= 0, relative error below 2e-7; 0 below -87 (and for -inf); 1 at 0 exactly.
     #[inline(always)]
@@ -103,7 +104,7 @@ pub(crate) struct Portable;
 
 impl Simd for Portable {
     const LANES: usize = 8;
-    const SCALARS: usize = 4;
+    const SCALARS: usize = 6;
     type V = [f32; 8];
 
     #[inline(always)]
@@ -157,6 +158,10 @@ impl Simd for Portable {
         (std::array::from_fn(|i| at(2 * i)), std::array::from_fn(|i| at(2 * i + 1)))
     }
     #[inline(always)]
+    fn widen_bf16(from: &[u16]) -> [f32; 8] {
+        std::array::from_fn(|i| f32::from_bits(u32::from(from[i]) << 16))
+    }
+    #[inline(always)]
     fn load_f16(from: &[u16]) -> ([f32; 8], [f32; 8]) {
         let at = |i: usize| half::f16::from_bits(from[i]).to_f32();
         (std::array::from_fn(at), std::array::from_fn(|i| at(i + 8)))
@@ -172,8 +177,6 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch(_from: *const u16) {}
-    #[inline(always)]
-    fn prefetch_second(_from: *const u16) {}
     #[inline(always)]
     fn zero_below(x: [f32; 8], limit: f32, v: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| if x[i] < limit { 0.0 } else { v[i] })
@@ -244,7 +247,7 @@ mod x86 {
     #[allow(clippy::undocumented_unsafe_blocks)] // stated once, above, for forty one-line intrinsics
     impl Simd for Avx2 {
         const LANES: usize = 8;
-        const SCALARS: usize = 4;
+        const SCALARS: usize = 6;
         type V = __m256;
 
         #[inline(always)]
@@ -311,6 +314,13 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn widen_bf16(from: &[u16]) -> __m256 {
+            unsafe {
+                let words = _mm_loadu_si128(from[..8].as_ptr().cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16))
+            }
+        }
+        #[inline(always)]
         fn load_f16(from: &[u16]) -> (__m256, __m256) {
             unsafe {
                 let at = |i: usize| _mm256_cvtph_ps(_mm_loadu_si128(from[i..i + 8].as_ptr().cast()));
@@ -334,10 +344,6 @@ mod x86 {
         }
         #[inline(always)]
         fn prefetch(from: *const u16) {
-            unsafe { _mm_prefetch(from.cast(), _MM_HINT_T0) }
-        }
-        #[inline(always)]
-        fn prefetch_second(from: *const u16) {
             unsafe { _mm_prefetch(from.cast(), _MM_HINT_T1) }
         }
         #[inline(always)]
@@ -406,6 +412,13 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn widen_bf16(from: &[u16]) -> __m512 {
+            unsafe {
+                let words = _mm256_loadu_si256(from[..16].as_ptr().cast());
+                _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))
+            }
+        }
+        #[inline(always)]
         fn load_f16(from: &[u16]) -> (__m512, __m512) {
             unsafe {
                 let at = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(from[i..i + 16].as_ptr().cast()));
@@ -429,10 +442,6 @@ mod x86 {
         }
         #[inline(always)]
         fn prefetch(from: *const u16) {
-            unsafe { _mm_prefetch(from.cast(), _MM_HINT_T0) }
-        }
-        #[inline(always)]
-        fn prefetch_second(from: *const u16) {
             unsafe { _mm_prefetch(from.cast(), _MM_HINT_T1) }
         }
         #[inline(always)]

@@ -159,6 +159,15 @@ fn on_cpu(args: &AttentionArgs) -> Result<Report> {
 impl Report {
     fn text(&self) -> String {
         let mut text = format!("{}: attention kernels, heads of {}\n", self.device, self.head_dim);
+        text += &match self.peaks {
+            Peaks::Cpu { fma_tflops, read_gb_s } => format!(
+                "  peaks, measured in the turns between: multiply-add {:.1} GFLOP/s, memory read {read_gb_s:.1} GB/s\n",
+                1e3 * fma_tflops
+            ),
+            Peaks::Cuda { device_copy_gb_s } => {
+                format!("  peak of decode: device copy {device_copy_gb_s:.1} GB/s\n")
+            }
+        };
         text += &format!("  {:<20} {:>8} {:>7} {:>8} {:>10}\n", "", "heads", "tokens", "past", "ms");
         for row in &self.rows {
             let heads = format!("{} / {}", row.q_heads, row.kv_heads);
