@@ -11,6 +11,7 @@ use headinfer_core::text::Tokenizer;
 use super::job::{Event, Failure, Job};
 use super::queue::{Arrivals, Shared, State};
 use super::slot::Slot;
+use super::view::View;
 use crate::metrics::{Counters, Ending};
 
 /// A prompt with more chunks than this to take in is long: one slot is kept free of such.
@@ -25,7 +26,10 @@ pub(super) fn run(
     let _guard = PanicGuard(shared);
     let sessions: Result<Vec<Session>, String> = (0..shared.options().slots).map(open).collect();
     let mut slots: Vec<Slot<'_>> = match sessions {
-        Ok(sessions) => sessions.into_iter().map(Slot::new).collect(),
+        Ok(sessions) => {
+            shared.show(View::of(&sessions));
+            sessions.into_iter().map(Slot::new).collect()
+        }
         Err(why) => return shared.enter(State::Failed(why)),
     };
     report(shared, &slots);

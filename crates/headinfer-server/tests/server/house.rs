@@ -8,6 +8,7 @@ use headinfer_core::backend::{Backend, BackendError, Stats, Timed};
 use headinfer_core::cpu::Cpu;
 use headinfer_core::engine::Session;
 use headinfer_core::plan::Schedule;
+use headinfer_core::watch::Watch;
 use headinfer_server::{
     EngineHandle, EngineOptions, ServeError, ServedModel, Server, ServerConfig, Shutdown,
 };
@@ -191,6 +192,10 @@ impl Backend for Gated {
 
     fn stats(&self) -> Stats {
         self.inner.stats()
+    }
+
+    fn watch(&self) -> Option<Arc<Watch>> {
+        self.inner.watch()
     }
 
     fn record_timeline(&mut self, on: bool) {

@@ -15,3 +15,4 @@ mod shapes;
 mod streams;
 mod structured;
 mod tools;
+mod web;

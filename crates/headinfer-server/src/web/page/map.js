@@ -1,0 +1,210 @@
+// The live map: a cell for each (layer, KV head), coloured by where its K and V live, filled as far as the slot is,
+// ringed while they move.
+
+import { call } from "./server.js";
+import { bytes, number, tokens } from "./pace.js";
+
+const at = (id) => document.getElementById(id);
+const BUSY_MS = 250;
+const IDLE_MS = 2000;
+// A ring fades so slowly that an eye can follow the sweep.
+const GLOW_MS = 900;
+const WORDS = { d: "on the device", h: "in host memory", c: "in host memory, attended to by the CPU" };
+const LANES = { in: "To the device", out: "Back to the host", compute: "Device reads", host: "CPU reads" };
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+let cache = null;
+let context = 0;
+let glow = new Map();
+// { time, lanes } of earlier looks.
+let looks = [];
+let hurried = false;
+let wake = () => {};
+
+/** Asks the server how it is, again and again, while anyone looks; `heard(answer)`, `unheard(error)`. */
+export async function watch(heard, unheard) {
+  for (;;) {
+    let busy = false;
+    try {
+      const said = await (await call("/cache")).json();
+      busy = said.cache?.slots.some((slot) => slot.busy) || said.state === "loading";
+      heard(said);
+    } catch (error) {
+      unheard(error);
+    }
+    await new Promise((done) => {
+      wake = done;
+      setTimeout(done, busy || hurried ? BUSY_MS : IDLE_MS);
+    });
+    while (document.hidden) {
+      await new Promise((seen) => document.addEventListener("visibilitychange", seen, { once: true }));
+    }
+  }
+}
+
+/** Looks at once and often while something is under way here. */
+export function hurry(on) {
+  hurried = on;
+  wake();
+}
+
+/** Shows what /cache said. */
+export function draw(said) {
+  ({ cache, context } = said);
+  at("map-body").hidden = cache === null;
+  if (cache === null) return;
+  const now = performance.now();
+  const slot = shownSlot();
+  for (const [layer, head] of moving(slot)) glow.set(layer * cache.kv_heads + head, now);
+  at("map-text").textContent = words(slot);
+  at("map").setAttribute("aria-label", `Map of ${cache.layers} layers by ${cache.kv_heads} KV heads`);
+  for (const place of "hcd") {
+    at("legend").querySelector(`[data-place=${place}]`).parentElement.hidden = !cache.places.join("").includes(place);
+  }
+  lanes(now);
+  at("slots").replaceChildren(...cache.slots.map((each, i) => line("li", slotWords(each, i))));
+  if (at("map-details").open) table();
+  paint();
+}
+
+/** The one at work, else the fullest: placement is the same in all. */
+function shownSlot() {
+  const most = (slots) => slots.reduce((best, slot) => slot.tokens > best.tokens ? slot : best);
+  const busy = cache.slots.filter((slot) => slot.busy);
+  return most(busy.length > 0 ? busy : cache.slots);
+}
+
+/** [layer, head] of all that moves now. A backend that cannot tell moves every streamed head in each step. */
+function* moving(slot) {
+  if (slot.moving === null && slot.busy) {
+    for (const [layer, places] of cache.places.entries()) {
+      for (const [head, place] of [...places].entries()) if (place === "h") yield [layer, head];
+    }
+  }
+  for (const lane of ["in", "out"]) {
+    const [layer, start, end] = slot.moving?.[lane] ?? [0, 0, 0];
+    for (let head = start; head < end; head++) yield [layer, head];
+  }
+}
+
+function words(slot) {
+  const all = cache.places.join("");
+  const counts = Object.keys(WORDS).map((place) => [place, [...all].filter((other) => other === place).length]);
+  const where = counts.filter(([, n]) => n > 0).map(([place, n]) => `${number(n)} ${WORDS[place]}`);
+  const held = bytes(slot.tokens * cache.bytes_per_token);
+  return `${cache.layers} layers × ${cache.kv_heads} KV heads: ${where.join(", ")}. `
+    + `Holds ${tokens(slot.tokens)}, ${held}; room for ${number(context)}. ${now(slot)}`;
+}
+
+function now(slot) {
+  if (!slot.busy) return "Nothing moves.";
+  if (slot.moving === null) return "Every streamed head moves in each step.";
+  const spots = ["in", "out"].filter((lane) => slot.moving[lane]).map((lane) => {
+    const [layer, start, end] = slot.moving[lane];
+    return `${LANES[lane].toLowerCase()}: layer ${layer}, heads ${start} to ${end - 1}`;
+  });
+  return spots.length > 0 ? `Now ${spots.join("; ")}.` : "Nothing moves at this moment.";
+}
+
+function slotWords(slot, index) {
+  const held = `Slot ${index + 1}: ${tokens(slot.tokens)}`;
+  if (slot.prefill.total > 0) return `${held}, reading ${number(slot.prefill.total)}`;
+  return slot.busy ? `${held}, writing` : held;
+}
+
+/** GB/s over the last seconds, of lanes that did anything. */
+function lanes(time) {
+  looks.push({ time, lanes: cache.lanes });
+  looks = looks.filter((look) => time - look.time < 3000);
+  const seconds = (time - looks[0].time) / 1000;
+  const rows = Object.entries(LANES).flatMap(([lane, name]) => {
+    const moved = cache.lanes[lane].bytes - looks[0].lanes[lane].bytes;
+    // A server that began anew counts from nothing.
+    if (moved <= 0 || seconds === 0) return [];
+    return [line("dt", name), line("dd", `${(moved / seconds / 1e9).toFixed(2)} GB/s`)];
+  });
+  at("moves").replaceChildren(...rows);
+}
+
+function line(kind, text) {
+  const item = document.createElement(kind);
+  item.textContent = text;
+  return item;
+}
+
+function table() {
+  const heads = (places, place) => {
+    const at = [...places].flatMap((other, head) => other === place ? [head] : []);
+    return at.length === 0 ? "" : at.length === 1 ? `${at[0]}` : `${at[0]} to ${at.at(-1)}`;
+  };
+  const rows = cache.places.map((places, layer) => {
+    const row = document.createElement("tr");
+    const head = line("th", layer);
+    head.scope = "row";
+    row.append(head, ...["d", "h", "c"].map((place) => line("td", heads(places, place))));
+    return row;
+  });
+  at("map-rows").replaceChildren(...rows);
+}
+
+function paint() {
+  const canvas = at("map");
+  const style = getComputedStyle(canvas);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  const width = canvas.parentElement.clientWidth;
+  const size = (room, count, least) => Math.max(least, Math.min(18, Math.floor(room / count)));
+  const [w, h] = [size(width, cache.layers, 3), size(180, cache.kv_heads, 5)];
+  const scale = devicePixelRatio || 1;
+  const [wide, high] = [Math.round(width * scale), Math.round(h * cache.kv_heads * scale)];
+  if (canvas.width !== wide || canvas.height !== high) {
+    Object.assign(canvas, { width: wide, height: high });
+    canvas.style.height = `${h * cache.kv_heads}px`;
+  }
+  const pen = canvas.getContext("2d");
+  pen.setTransform(scale, 0, 0, scale, 0, 0);
+  pen.clearRect(0, 0, width, h * cache.kv_heads);
+  const filled = context ? Math.min(1, shownSlot().tokens / context) : 0;
+  const colours = { d: colour("--place-d"), h: colour("--place-h"), c: colour("--place-c") };
+  const ring = colour("--now");
+  const time = performance.now();
+  for (const [layer, places] of cache.places.entries()) {
+    for (const [head, place] of [...places].entries()) {
+      const [x, y, side, tall] = [layer * w, head * h, w - 1, h - 1];
+      pen.fillStyle = colours[place];
+      pen.globalAlpha = 0.3;
+      pen.fillRect(x, y, side, tall);
+      pen.globalAlpha = 1;
+      pen.fillRect(x, y + tall * (1 - filled), side, tall * filled);
+      const age = time - (glow.get(layer * cache.kv_heads + head) ?? -Infinity);
+      if (age >= GLOW_MS) continue;
+      pen.globalAlpha = calm.matches ? 1 : 1 - age / GLOW_MS;
+      pen.strokeStyle = ring;
+      pen.lineWidth = side > 6 ? 2 : 1;
+      pen.strokeRect(x + pen.lineWidth / 2, y + pen.lineWidth / 2, side - pen.lineWidth, tall - pen.lineWidth);
+      pen.globalAlpha = 1;
+    }
+  }
+  fade(time);
+}
+
+let fading = false;
+
+/** Paints on while something glows. */
+function fade(time) {
+  for (const [cell, since] of glow) if (time - since >= GLOW_MS) glow.delete(cell);
+  if (fading || glow.size === 0) return;
+  fading = true;
+  // With reduced motion a ring only goes, once.
+  const next = calm.matches ? (paint) => setTimeout(paint, GLOW_MS) : requestAnimationFrame;
+  next(() => {
+    fading = false;
+    paint();
+  });
+}
+
+at("map-details").addEventListener("toggle", () => {
+  if (cache !== null && at("map-details").open) table();
+});
+addEventListener("resize", () => {
+  if (cache !== null) paint();
+});
