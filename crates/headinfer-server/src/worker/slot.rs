@@ -43,6 +43,10 @@ impl<'t> Slot<'t> {
         Self { session, clean: 0, logits, task: None, last_used: None }
     }
 
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
     pub(super) fn context(&self) -> usize {
         self.session.plan().knobs().context
     }

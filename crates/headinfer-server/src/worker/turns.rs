@@ -26,12 +26,10 @@ pub(super) fn run(
     let _guard = PanicGuard(shared);
     let sessions: Result<Vec<Session>, String> = (0..shared.options().slots).map(open).collect();
     let mut slots: Vec<Slot<'_>> = match sessions {
-        Ok(sessions) => {
-            shared.show(View::of(&sessions));
-            sessions.into_iter().map(Slot::new).collect()
-        }
+        Ok(sessions) => sessions.into_iter().map(Slot::new).collect(),
         Err(why) => return shared.enter(State::Failed(why)),
     };
+    shared.show(View::of(slots.iter().map(Slot::session)));
     report(shared, &slots);
     let context = slots.iter().map(Slot::context).min().unwrap_or(0);
     shared.enter(State::Ready { context, vocab: slots[0].vocab() });

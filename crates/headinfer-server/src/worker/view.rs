@@ -15,8 +15,8 @@ pub(crate) struct View {
 
 impl View {
     /// `None` without a session.
-    pub(super) fn of(sessions: &[Session]) -> Option<Self> {
-        let watches = sessions.iter().map(|session| session.backend().watch()).collect();
-        Some(Self { plan: sessions.first()?.plan().clone(), watches })
+    pub(super) fn of<'s>(sessions: impl Iterator<Item = &'s Session> + Clone) -> Option<Self> {
+        let watches = sessions.clone().map(|session| session.backend().watch()).collect();
+        sessions.map(Session::plan).next().map(|plan| Self { plan: plan.clone(), watches })
     }
 }

@@ -70,6 +70,7 @@ function tooLong() {
 
 function showDocument() {
   at("remove").hidden = held === null && talk.document === null;
+  at("document").toggleAttribute("data-empty", at("remove").hidden);
   at("file-label").textContent = at("remove").hidden ? "Choose a file" : "New document";
   if (held !== null) {
     const facts = [bytes(new Blob([held.text]).size)];

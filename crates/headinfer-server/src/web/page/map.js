@@ -2,7 +2,7 @@
 // ringed while they move.
 
 import { call } from "./server.js";
-import { bytes, number, tokens } from "./pace.js";
+import { bytes, bytesPerSecond, number, tokens } from "./pace.js";
 
 const at = (id) => document.getElementById(id);
 const BUSY_MS = 250;
@@ -10,13 +10,16 @@ const IDLE_MS = 2000;
 // A ring fades so slowly that an eye can follow the sweep.
 const GLOW_MS = 900;
 const WORDS = { d: "on the device", h: "in host memory", c: "in host memory, attended to by the CPU" };
-const LANES = { in: "To the device", out: "Back to the host", compute: "Device reads", host: "CPU reads" };
+const LANES = {
+  in: "To the device", out: "Back to the host", compute: "Device reads", host: "CPU reads",
+  written: "To the disk", read: "From the disk",
+};
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 let cache = null;
 let context = 0;
 let glow = new Map();
-// { time, lanes } of earlier looks.
+// { time, moved } of earlier looks.
 let looks = [];
 let hurried = false;
 let wake = () => {};
@@ -53,15 +56,16 @@ export function draw(said) {
   ({ cache, context } = said);
   at("map-body").hidden = cache === null;
   if (cache === null) return;
-  const now = performance.now();
+  const time = performance.now();
   const slot = shownSlot();
-  for (const [layer, head] of moving(slot)) glow.set(layer * cache.kv_heads + head, now);
+  for (const [layer, head] of moving(slot)) glow.set(layer * cache.kv_heads + head, time);
   at("map-text").textContent = words(slot);
+  at("map-now").textContent = now(slot);
   at("map").setAttribute("aria-label", `Map of ${cache.layers} layers by ${cache.kv_heads} KV heads`);
   for (const place of "hcd") {
     at("legend").querySelector(`[data-place=${place}]`).parentElement.hidden = !cache.places.join("").includes(place);
   }
-  lanes(now);
+  lanes(time);
   at("slots").replaceChildren(...cache.slots.map((each, i) => line("li", slotWords(each, i))));
   if (at("map-details").open) table();
   paint();
@@ -93,7 +97,14 @@ function words(slot) {
   const where = counts.filter(([, n]) => n > 0).map(([place, n]) => `${number(n)} ${WORDS[place]}`);
   const held = bytes(slot.tokens * cache.bytes_per_token);
   return `${cache.layers} layers × ${cache.kv_heads} KV heads: ${where.join(", ")}. `
-    + `Holds ${tokens(slot.tokens)}, ${held}; room for ${number(context)}. ${now(slot)}`;
+    + `Holds ${tokens(slot.tokens)}, ${held}; room for ${number(context)}.${onDisk()}`;
+}
+
+/** Of a server that keeps sessions: they are copies, so they have no place on the map. */
+function onDisk() {
+  if (!cache.store) return "";
+  const { bytes: held, behind_tokens: behind } = cache.store;
+  return ` On the disk: ${bytes(held)}${behind > 0 ? `, ${tokens(behind)} still to be written` : ""}.`;
 }
 
 function now(slot) {
@@ -101,7 +112,8 @@ function now(slot) {
   if (slot.moving === null) return "Every streamed head moves in each step.";
   const spots = ["in", "out"].filter((lane) => slot.moving[lane]).map((lane) => {
     const [layer, start, end] = slot.moving[lane];
-    return `${LANES[lane].toLowerCase()}: layer ${layer}, heads ${start} to ${end - 1}`;
+    const heads = end - start === 1 ? `head ${start}` : `heads ${start} to ${end - 1}`;
+    return `${LANES[lane].toLowerCase()}: layer ${layer}, ${heads}`;
   });
   return spots.length > 0 ? `Now ${spots.join("; ")}.` : "Nothing moves at this moment.";
 }
@@ -112,16 +124,18 @@ function slotWords(slot, index) {
   return slot.busy ? `${held}, writing` : held;
 }
 
-/** GB/s over the last seconds, of lanes that did anything. */
+/** Bytes per second over the last seconds, of lanes that ever did anything. */
 function lanes(time) {
-  looks.push({ time, lanes: cache.lanes });
+  const moved = Object.fromEntries(Object.entries(cache.lanes).map(([lane, { bytes }]) => [lane, bytes]));
+  Object.assign(moved, { written: cache.store?.written_bytes ?? 0, read: cache.store?.read_bytes ?? 0 });
+  looks.push({ time, moved });
   looks = looks.filter((look) => time - look.time < 3000);
   const seconds = (time - looks[0].time) / 1000;
   const rows = Object.entries(LANES).flatMap(([lane, name]) => {
-    const moved = cache.lanes[lane].bytes - looks[0].lanes[lane].bytes;
+    if (moved[lane] === 0) return [];
     // A server that began anew counts from nothing.
-    if (moved <= 0 || seconds === 0) return [];
-    return [line("dt", name), line("dd", `${(moved / seconds / 1e9).toFixed(2)} GB/s`)];
+    const more = Math.max(0, moved[lane] - looks[0].moved[lane]);
+    return [line("dt", name), line("dd", more > 0 ? bytesPerSecond(more / seconds) : "rests")];
   });
   at("moves").replaceChildren(...rows);
 }
@@ -152,8 +166,8 @@ function paint() {
   const style = getComputedStyle(canvas);
   const colour = (name) => style.getPropertyValue(name).trim();
   const width = canvas.parentElement.clientWidth;
-  const size = (room, count, least) => Math.max(least, Math.min(18, Math.floor(room / count)));
-  const [w, h] = [size(width, cache.layers, 3), size(180, cache.kv_heads, 5)];
+  const w = Math.min(36, width / cache.layers);
+  const h = Math.max(5, Math.min(18, Math.floor(180 / cache.kv_heads)));
   const scale = devicePixelRatio || 1;
   const [wide, high] = [Math.round(width * scale), Math.round(h * cache.kv_heads * scale)];
   if (canvas.width !== wide || canvas.height !== high) {
@@ -169,7 +183,9 @@ function paint() {
   const time = performance.now();
   for (const [layer, places] of cache.places.entries()) {
     for (const [head, place] of [...places].entries()) {
-      const [x, y, side, tall] = [layer * w, head * h, w - 1, h - 1];
+      // Edges on whole pixels: blurred ones look like other colours.
+      const [x, y] = [Math.round(layer * w), head * h];
+      const [side, tall] = [Math.max(1, Math.round((layer + 1) * w) - x - 1), h - 1];
       pen.fillStyle = colours[place];
       pen.globalAlpha = 0.3;
       pen.fillRect(x, y, side, tall);

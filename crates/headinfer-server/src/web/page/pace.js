@@ -56,6 +56,10 @@ export function bytes(value) {
   return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
 }
 
+export function bytesPerSecond(value) {
+  return value >= 1e8 ? `${(value / 1e9).toFixed(1)} GB/s` : `${(value / 1e6).toFixed(1)} MB/s`;
+}
+
 export function time(seconds) {
   const whole = Math.max(1, Math.round(seconds));
   if (whole < 60) return `${whole} s`;
