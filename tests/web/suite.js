@@ -127,6 +127,7 @@ test("files that are no text or too long are refused in words", async () => {
   await notice(/h\.txt has 20,001 tokens; this server has room for 16,384/, { name: "h.txt", text: "x ".repeat(20_000) });
   await visit.ask("why?");
   await visit.page.getByRole("alert").filter({ hasText: /the context is 16384/ }).waitFor();
+  assert.equal(await visit.page.getByLabel("Question", { exact: true }).inputValue(), "why?", "it can be asked otherwise");
   await visit.close(/400/);
 });
 
@@ -144,6 +145,9 @@ test("text stays text, and line breaks stay", async () => {
   assert.equal(await visit.page.locator("img").count(), 0);
   await visit.page.getByRole("button", { name: "New conversation" }).click();
   await visit.page.locator("#turns li").waitFor({ state: "detached" });
+  assert.equal(await visit.text("#document-title"), `${markup}.txt`, "the document stays");
+  await visit.page.getByRole("button", { name: "Remove" }).click();
+  await visit.page.getByText("No document yet").waitFor();
   await until(async () => await server.metric("num_requests_running") === 0, "what ran was ended");
   await visit.close();
 });
@@ -164,7 +168,7 @@ test("the map of a big model fits, says in words what it shows, and moves only f
   assert.match(words, /Holds 500,000 tokens, 153 GiB; room for 1,048,576\. On the disk: 3\.0 GiB, 8,192 tokens still to be written\.$/);
   assert.equal(await visit.text("#map-now"), "Now to the device: layer 79, heads 2 to 5.");
   await visit.page.getByText("As a table").click();
-  assert.equal(await visit.page.locator("#map-rows tr").count(), 80);
+  await visit.page.locator("#map-rows tr").nth(79).waitFor();
   const [width, cell] = await visit.page.evaluate(() => {
     const [map, ink] = [document.getElementById("map"), getComputedStyle(document.body).getPropertyValue("--now").trim()];
     const pen = map.getContext("2d");

@@ -9,6 +9,8 @@ import { announce, clear, cost, entry, notice, Panel } from "./talk.js";
 import { end, follow } from "./work.js";
 
 const at = (id) => document.getElementById(id);
+// Asked again it would be refused again.
+const REFUSED = [400, 404, 413];
 
 // What the server last said of itself.
 let server = null;
@@ -29,7 +31,7 @@ async function take(file) {
   notice("");
   try {
     const found = await read(file, server?.body_bytes_max ?? null);
-    await renew();
+    await renew(null);
     held = { ...found, count: null };
     talk.document = { name: freshName(), title: found.name };
     save();
@@ -93,17 +95,26 @@ function save() {
   if (!keepConversation(talk)) notice("This browser keeps nothing: after a reload this conversation is gone.");
 }
 
-/** A new conversation; what still runs is ended. */
-async function renew() {
+/** A new conversation about the same document or none; what still runs is ended. */
+async function renew(document) {
   if (leaving !== null) await stop();
-  counting?.abort();
-  talk = { document: null, turns: [] };
-  held = null;
+  if (document === null) {
+    counting?.abort();
+    held = null;
+  }
+  talk = { document, turns: [] };
   entries = [];
   clear();
   panel.end();
   at("new").hidden = true;
   save();
+}
+
+async function restart(document) {
+  notice("");
+  await renew(document);
+  showDocument();
+  at("question").focus();
 }
 
 /** The JSON that asks turn `index`; null when the document it needs is not here. */
@@ -171,7 +182,7 @@ async function work(index, asked) {
     text: (piece) => {
       turn.answer += piece;
       shown.say(piece);
-      panel.write();
+      panel.write(turn.answer.length);
     },
     usage: (used) => { usage = used; },
   };
@@ -183,9 +194,10 @@ async function work(index, asked) {
     panel.end();
     announce(`Answered: ${turn.answer.slice(0, 300)}`);
   } catch (error) {
+    if (!control.signal.aborted) notice(error.message);
+    if (error instanceof Refusal && REFUSED.includes(error.status)) return takeBack(turn, shown);
     turn.state = "stopped";
     turn.note = "Not finished.";
-    if (!control.signal.aborted) notice(error.message);
     rest();
   } finally {
     shown.note(turn.note);
@@ -195,6 +207,17 @@ async function work(index, asked) {
     leaving = null;
     busy(false);
   }
+}
+
+/** A question that is refused as it is: to be asked otherwise. */
+function takeBack(turn, shown) {
+  talk.turns.pop();
+  entries.pop();
+  shown.remove();
+  panel.end();
+  at("new").hidden = talk.turns.length === 0;
+  if (at("question").value === "") at("question").value = turn.question;
+  save();
 }
 
 function rest() {
@@ -299,15 +322,8 @@ function listen() {
     at("stop").focus();
     work(talk.turns.length - 1, false);
   });
-  for (const id of ["new", "remove"]) {
-    at(id).addEventListener("click", async () => {
-      notice("");
-      await renew();
-      await keepDocument("", null);
-      showDocument();
-      at("question").focus();
-    });
-  }
+  at("new").addEventListener("click", () => restart(talk.document));
+  at("remove").addEventListener("click", () => restart(null).then(() => keepDocument("", null)));
   at("file").addEventListener("change", () => {
     const [file] = at("file").files;
     // The same file may be chosen again.

@@ -162,6 +162,8 @@ function table() {
 }
 
 function paint() {
+  // A server that began anew while something faded.
+  if (cache === null) return;
   const canvas = at("map");
   const style = getComputedStyle(canvas);
   const colour = (name) => style.getPropertyValue(name).trim();
@@ -221,6 +223,4 @@ function fade(time) {
 at("map-details").addEventListener("toggle", () => {
   if (cache !== null && at("map-details").open) table();
 });
-addEventListener("resize", () => {
-  if (cache !== null) paint();
-});
+addEventListener("resize", paint);

@@ -17,7 +17,7 @@ export function notice(words) {
   at("notice").hidden = words === "";
 }
 
-/** A new entry of the list: { say(text), restart(), note(words), busy(bool) }. */
+/** A new entry of the list: { say(text), restart(), note(words), busy(bool), remove() }. */
 export function entry(turn) {
   const item = document.createElement("li");
   const [question, answer, note] = ["question", "answer", "note faint figures"].map((name) => {
@@ -35,6 +35,7 @@ export function entry(turn) {
     say: (piece) => text.appendData(piece),
     restart: () => { text.data = ""; },
     note: (words) => { note.textContent = words; },
+    remove: () => item.remove(),
     busy: (busy) => item.setAttribute("aria-busy", String(busy)),
   };
 }
@@ -54,13 +55,11 @@ export class Panel {
     this.progress = null;
     this.announced = 0;
     this.phase = "";
-    this.written = 0;
   }
 
   /** The stream begins, or begins again: it tells all that was told. */
   restart() {
     this.pace = new Pace();
-    this.written = 0;
   }
 
   show(phase, detail) {
@@ -108,12 +107,11 @@ export class Panel {
     }
   }
 
-  write() {
-    this.written += 1;
+  write(characters) {
     this.show("writing");
     at("bar").max = 1;
     at("bar").value = 1;
-    at("work-facts").textContent = `${number(this.written)} pieces`;
+    at("work-facts").textContent = `${number(characters)} characters`;
   }
 
   /** Stopped or failed: it can be taken up again. */
