@@ -8,7 +8,7 @@ import { createInterface } from "node:readline";
 
 import { chromium } from "playwright-core";
 
-const OPTIONS = "--device cpu --context 16k --chunk 64 --parallel 2 --gpu-memory 32MiB --host-memory 512MiB".split(" ");
+const OPTIONS = "--device cpu --context 16k --chunk 64 --parallel 2 --threads 2 --gpu-memory 32MiB --host-memory 512MiB".split(" ");
 
 /** A running server. */
 export class Server {
