@@ -84,6 +84,7 @@ export class Visit {
   static async open(browser, server, options = {}) {
     const visit = new Visit();
     visit.context = await browser.newContext(options);
+    await visit.context.addInitScript(remember);
     visit.page = await visit.context.newPage();
     [visit.errors, visit.strangers] = [[], []];
     visit.page.on("console", (message) => {
@@ -126,7 +127,10 @@ export class Visit {
   }
 
   async ask(question, most = 3) {
-    await this.page.locator("#most").evaluate((input, most) => { input.value = most; }, most);
+    await this.page.locator("#most").evaluate((input, most) => {
+      input.value = most;
+      window.bars = [];
+    }, most);
     await this.page.getByLabel("Question", { exact: true }).fill(question);
     await this.page.keyboard.press("Enter");
   }
@@ -142,15 +146,30 @@ export class Visit {
     return (await this.text("#turns li:last-child .answer")).split(/\s+/);
   }
 
-  /** Tokens of the bar, when at least `share` of it is done. */
+  /** What the bar showed first with at least `share` of it done, since the page was loaded or the last question asked. */
   async read(share) {
-    const bar = await this.page.waitForFunction((share) => {
-      const bar = document.getElementById("bar");
-      const { value, max } = bar;
-      return bar.checkVisibility() && max > 1 && bar.hasAttribute("value") && value >= share * max && { value, max };
-    }, share, { polling: "raf" });
-    return bar.jsonValue();
+    const wanted = (share) => window.bars.find(({ value, max }) => value >= share * max);
+    return (await this.page.waitForFunction(wanted, share, { polling: "raf" })).jsonValue();
   }
+
+  /** All that the bar showed. */
+  bars() {
+    return this.page.evaluate(() => window.bars);
+  }
+
+  /** When the page says so; it may be for a moment only. */
+  says(selector, pattern) {
+    return this.page.locator(selector).filter({ hasText: pattern }).waitFor();
+  }
+}
+
+/** Runs in each page before its own scripts: a prefill may be over before a test looks. */
+function remember() {
+  window.bars = [];
+  new MutationObserver(() => {
+    const { value, max } = document.getElementById("bar");
+    if (max > 1 && value !== window.bars.at(-1)?.value) window.bars.push({ value, max });
+  }).observe(document, { subtree: true, attributeFilter: ["value", "max"] });
 }
 
 export const launch = (executablePath) => chromium.launch({ executablePath, args: ["--no-sandbox"] });
