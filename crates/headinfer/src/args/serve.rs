@@ -10,9 +10,9 @@ use super::{EngineArgs, ModelArg};
 /// Serve a model over OpenAI-compatible HTTP.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Open http://ADDRESS:PORT/ in a browser for a page to put a document into and ask about it. Paths:
-/v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, /cache (where each
-KV head lives and what moves). A request with the header X-Session-Id: NAME is worked on when its client leaves; asked again, or by GET /v1/sessions/NAME, its answer
+Paths: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, /cache (where each
+KV head lives and what moves), and / for a browser: a page to put a document into and ask about it. A request with
+the header X-Session-Id: NAME is worked on when its client leaves; asked again, or by GET /v1/sessions/NAME, its answer
 is heard from the beginning, and DELETE ends it. Ctrl-C lets running answers finish for some seconds; a second one ends
 at once.
 
