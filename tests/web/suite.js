@@ -97,17 +97,21 @@ test("what was stopped is taken up where it was", async () => {
   await visit.close();
 });
 
-test("a server that is killed and started again is found again", async () => {
-  const visit = await Visit.open(browser, server);
-  const { chain, ...file } = book(known, 4, 4000);
+test("a server that is killed and started again is found again, and goes on from what it kept", async () => {
+  const keeping = await new Server(program, "builtin:retrieval", ["--cache-dir", join(folder, "kept")]).start();
+  const visit = await Visit.open(browser, keeping);
+  const { chain, ...file } = book(known, 4, LONG);
   await visit.bring(file);
   await visit.ask(`@${chain[0]}`);
-  await visit.read(0.2);
-  await server.end("SIGKILL");
+  await visit.read(0.1);
+  await visit.says("#map-text", /On the disk: \d+\.\d [KM]iB/);
+  await keeping.end("SIGKILL");
   await visit.page.getByText(/trying again in/).waitFor();
-  await server.start();
+  await keeping.start();
   assert.deepEqual(await visit.answer(), chain.slice(1));
+  assert.match(await visit.text("#turns li:last-child .note"), /5,00\d tokens read · [\d,]+ of them from the cache/);
   await visit.close(/ERR_(CONNECTION_REFUSED|INCOMPLETE_CHUNKED_ENCODING|CONNECTION_RESET|EMPTY_RESPONSE)|404/);
+  await keeping.end();
 });
 
 test("files that are no text or too long are refused in words", async () => {

@@ -21,4 +21,4 @@ mod worker;
 pub use config::{ConfigError, Defaults, Limits, ServerConfig};
 pub use model::ServedModel;
 pub use serve::{ServeError, Server, Shutdown, run};
-pub use worker::{EngineHandle, EngineOptions, StartError, State};
+pub use worker::{EngineHandle, EngineOptions, Opened, StartError, State};

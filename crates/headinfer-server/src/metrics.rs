@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use headinfer_core::plan::Lane;
+use headinfer_core::store::StoreStats;
 
 use crate::worker::{FinishReason, Shared, SlotReport, State};
 
@@ -13,6 +14,7 @@ use crate::worker::{FinishReason, Shared, SlotReport, State};
 pub(crate) struct Counters {
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
+    restored_tokens: AtomicU64,
     generated_tokens: AtomicU64,
     /// By [`Ending::index`].
     endings: [AtomicU64; 4],
@@ -47,6 +49,11 @@ impl Counters {
     pub(crate) fn began(&self, prompt: usize, cached: usize) {
         self.prompt_tokens.fetch_add(prompt as u64, Relaxed);
         self.cached_tokens.fetch_add(cached as u64, Relaxed);
+    }
+
+    /// So many more tokens of a prompt came from the disk.
+    pub(crate) fn restored(&self, tokens: usize) {
+        self.restored_tokens.fetch_add(tokens as u64, Relaxed);
     }
 
     /// A token was generated for a job that was `asked` for then.
@@ -122,7 +129,11 @@ pub(crate) fn render(shared: &Shared, model: &str, connections: usize) -> String
         share,
     );
     prefill(&mut page, &slots);
-    memory(&mut page, &slots);
+    let store = shared.store();
+    memory(&mut page, &slots, store);
+    if let Some(store) = store {
+        disk(&mut page, &store, &slots, count(&counters.restored_tokens));
+    }
     page.text
 }
 
@@ -152,11 +163,14 @@ fn prefill(page: &mut Page, slots: &[SlotReport]) {
     }
 }
 
-fn memory(page: &mut Page, slots: &[SlotReport]) {
+/// Bytes where they lie, and as they move.
+fn memory(page: &mut Page, slots: &[SlotReport], store: Option<StoreStats>) {
     let sum = |of: &dyn Fn(&SlotReport) -> f64| slots.iter().map(of).sum::<f64>();
-    page.head("memory_bytes", "gauge", "Bytes allocated by all slots, by tier.");
+    let (buffers, files) = store.map_or((0, 0), |s| (s.buffer_bytes, s.folder_bytes));
+    page.head("memory_bytes", "gauge", "Bytes taken by all slots and the session store, by tier.");
     page.line("memory_bytes", "tier=\"device\"", sum(&|s| s.stats.device_bytes as f64));
-    page.line("memory_bytes", "tier=\"host\"", sum(&|s| s.stats.host_bytes as f64));
+    page.line("memory_bytes", "tier=\"host\"", sum(&|s| s.stats.host_bytes as f64) + buffers as f64);
+    page.line("memory_bytes", "tier=\"disk\"", files as f64);
     let lanes = Lane::ALL.map(|lane| {
         let bytes = sum(&|s| s.stats.bytes[lane.index()] as f64);
         (format!("lane=\"{}\"", lane.name()), bytes, sum(&|s| s.stats.busy[lane.index()].as_secs_f64()))
@@ -174,6 +188,25 @@ fn memory(page: &mut Page, slots: &[SlotReport]) {
     let hidden = sum(&|s| s.stats.copy_hidden.as_secs_f64());
     page.one("copy_seconds_total", "counter", "Time in copies between host and device.", copy);
     page.one("copy_hidden_seconds_total", "counter", "The part of it during which arithmetic ran.", hidden);
+}
+
+/// What the session store does.
+fn disk(page: &mut Page, store: &StoreStats, slots: &[SlotReport], restored: f64) {
+    page.one("store_restored_tokens_total", "counter", "Prompt tokens that came from the disk.", restored);
+    let behind: usize = slots.iter().map(|slot| slot.behind).sum();
+    page.one("store_behind_tokens", "gauge", "Prefilled tokens the disk has not got yet.", behind as f64);
+    for (name, help, value) in [
+        ("store_read_bytes_total", "Bytes read from the session store.", store.read_bytes),
+        ("store_written_bytes_total", "Bytes written to it.", store.written_bytes),
+        ("store_refused_writes_total", "Checkpoints that the disk refused.", store.refused),
+        (
+            "store_warnings_total",
+            "Warnings: files passed over, and times the disk began to refuse.",
+            store.warnings,
+        ),
+    ] {
+        page.one(name, "counter", help, value as f64);
+    }
 }
 
 struct Page {

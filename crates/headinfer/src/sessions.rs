@@ -5,11 +5,20 @@ use std::time::Instant;
 
 use anyhow::Result;
 use headinfer_core::engine::{EngineError, Session};
-use headinfer_core::store::{Store, StoreOptions, Trail};
+use headinfer_core::store::{Store, StoreError, StoreOptions, Trail};
 
 use crate::args::StoreArgs;
 use crate::model_source::Model;
 use crate::{interrupt, output};
+
+/// The store that the flags ask for; `None` without `--cache-dir`.
+///
+/// # Errors
+/// When the folder cannot be used.
+pub(crate) fn store(args: &StoreArgs) -> Result<Option<Store>, StoreError> {
+    let options = StoreOptions { bytes_max: args.cache_size.0, ..StoreOptions::default() };
+    args.cache_dir.as_deref().map(|folder| Store::open(folder, &options)).transpose()
+}
 
 /// Brings back and keeps the prefill of one session.
 pub(crate) struct Keeper {
@@ -23,9 +32,7 @@ impl Keeper {
     /// # Errors
     /// When the folder cannot be used, its size is too small for one checkpoint, or the weights cannot be read.
     pub(crate) fn open(args: &StoreArgs, model: &Model, session: &Session) -> Result<Option<Self>> {
-        let Some(folder) = args.cache_dir.clone() else { return Ok(None) };
-        let options = StoreOptions { bytes_max: args.cache_size.0, ..StoreOptions::default() };
-        let store = Store::open(&folder, &options)?;
+        let Some((folder, store)) = args.cache_dir.clone().zip(store(args)?) else { return Ok(None) };
         let trail = store.trail(&model.digest(&store)?, session)?;
         Ok(Some(Self { folder, trail }))
     }

@@ -31,6 +31,8 @@ static SERIAL: AtomicU64 = AtomicU64::new(0);
 pub(super) struct Folder {
     path: PathBuf,
     bytes_max: u64,
+    /// Of all files that count, as they were last seen.
+    bytes: AtomicU64,
 }
 
 impl Folder {
@@ -44,7 +46,13 @@ impl Folder {
         if metadata.mode() & 0o022 != 0 || !(root || disk::is_ours(metadata.uid())) {
             return Err(StoreError::Shared { path });
         }
-        Ok(Self { path, bytes_max })
+        let bytes = stored_bytes(&path).into();
+        Ok(Self { path, bytes_max, bytes })
+    }
+
+    /// Bytes of the files, as they were last seen; other processes may have changed them since.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn path_of(&self, link: &Link) -> PathBuf {
@@ -139,6 +147,7 @@ impl Folder {
         let mut bytes = seen.bytes;
         while bytes + need > self.bytes_max {
             let Some(std::cmp::Reverse((_, key))) = ends.pop() else {
+                self.bytes.store(bytes, Ordering::Relaxed);
                 let message = "what is in use fills the size it may have";
                 return Err(io::Error::new(io::ErrorKind::QuotaExceeded, message));
             };
@@ -152,6 +161,8 @@ impl Folder {
                 ends.push(oldest(&stored.parent));
             }
         }
+        // Should the file not come to be, the next look corrects it.
+        self.bytes.store(bytes + need, Ordering::Relaxed);
         Ok(())
     }
 
@@ -246,6 +257,13 @@ impl Drop for Lease {
         // Without its lock it means nothing, and whoever makes room removes it.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Bytes of the stored files; 0 where the folder cannot be read, which is no reason not to open it.
+fn stored_bytes(path: &Path) -> u64 {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let stored = entries.filter(|entry| stored_name(&entry.file_name().to_string_lossy()).is_some());
+    stored.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
 /// A name that no other process has, those of other containers and other lives included.

@@ -79,9 +79,13 @@ impl Chain {
         shared
     }
 
-    /// The key of no tokens.
-    pub(super) fn root(&self) -> Key {
-        self.keys[0]
+    /// What the whole intervals of `ids` are stored as under the same root, each hashed when it is asked for.
+    pub(super) fn links_of<'a>(&self, ids: &'a [u32]) -> impl Iterator<Item = Link> + use<'a> {
+        let root = self.keys[0];
+        ids.chunks_exact(self.interval).enumerate().scan(root, move |parent, (index, ids)| {
+            let key = parent.then(ids);
+            Some(Link { root, parent: std::mem::replace(parent, key), key, index: index as u64 })
+        })
     }
 
     /// Whole intervals.

@@ -27,6 +27,7 @@ use crate::model::spec::ModelSpec;
 use crate::model::{ModelDigest, Weights};
 use crate::units::{Bytes, GIB};
 use folder::{Folder, NOTE_BYTES};
+use format::Shape;
 pub use key::{Key, Link};
 use trail::Handle;
 pub use trail::{Kept, Trail};
@@ -98,8 +99,26 @@ pub struct StoreStats {
     pub written_bytes: u64,
     /// Bytes read back.
     pub read_bytes: u64,
+    /// Bytes of the files in the folder, as they were when it was last looked at.
+    pub folder_bytes: u64,
+    /// Bytes of memory taken for intervals on their way.
+    pub buffer_bytes: u64,
+    /// Writes that the disk refused.
+    pub refused: u64,
     /// Warnings given: one for each file passed over, and one each time the disk began to refuse.
     pub warnings: u64,
+}
+
+/// Bytes of memory that a store takes at most besides the plans', whatever the number of sessions it keeps: two intervals
+/// of a model that takes in `chunk` tokens at a time. `None` when a file cannot be that large.
+pub fn buffer_bytes(spec: &ModelSpec, chunk: usize, options: &StoreOptions) -> Option<u64> {
+    let shape = Shape::of(spec, interval(chunk, options.interval_min))?;
+    Some((BUFFERS * shape.file_bytes()) as u64)
+}
+
+/// Tokens of one file: whole chunks.
+fn interval(chunk: usize, interval_min: usize) -> usize {
+    interval_min.max(1).div_ceil(chunk) * chunk
 }
 
 /// A folder of stored sessions and the thread that writes to it. Clones are the same store; the last one dropped
@@ -123,7 +142,6 @@ impl Store {
         let thread = std::thread::Builder::new().name("store".into());
         let thread = thread.spawn(move || writer::run(&writes, &receiver)).map_err(StoreError::Thread)?;
         let (jobs, thread) = (Some(jobs), Some(thread));
-        let interval_min = interval_min.max(1);
         Ok(Self { handle: Arc::new(Handle { shared, jobs, thread, interval_min, bytes_max }) })
     }
 
@@ -159,6 +177,13 @@ impl Store {
     /// [`StoreError::TooSmall`], [`StoreError::Shape`] and [`StoreError::Backend`].
     pub fn trail(&self, model: &ModelDigest, session: &Session) -> Result<Trail, StoreError> {
         Trail::new(self, model, session)
+    }
+
+    /// Has `hook` called whenever the disk is done with something that it was given: who was told to come back later
+    /// may come then. It is called by the store's thread, and must neither wait nor drop a store. Only the first hook
+    /// is taken.
+    pub fn on_change(&self, hook: impl Fn() + Send + Sync + 'static) {
+        let _ = self.handle.shared.hook.set(Box::new(hook));
     }
 
     /// Waits until what was given so far is written or refused.

@@ -8,7 +8,7 @@ use super::folder::Lease;
 use super::format::{self, Problem, Shape};
 use super::key::{Chain, Key, Link};
 use super::writer::{self, BUFFERS, Job, Outcome};
-use super::{Store, StoreError};
+use super::{Store, StoreError, interval};
 use crate::engine::{EngineError, Session};
 use crate::model::ModelDigest;
 use crate::units::Bytes;
@@ -20,6 +20,9 @@ pub struct Kept {
     pub stored: usize,
     /// After those, in whole intervals, and not on the disk yet: what a loss of power would cost.
     pub behind: usize,
+    /// The disk refuses, and was not asked again: nothing comes of waiting. Else those behind are at work or wait for
+    /// the disk, and more can be given when it is done with something.
+    pub refused: bool,
 }
 
 /// Follows one session at a time; all sessions it follows are of one model, plan and kind of backend.
@@ -39,7 +42,7 @@ impl Trail {
     pub(super) fn new(store: &Store, model: &ModelDigest, session: &Session) -> Result<Self, StoreError> {
         let plan = session.plan();
         let chunk = plan.knobs().chunk;
-        let interval = store.handle.interval_min.div_ceil(chunk) * chunk;
+        let interval = interval(chunk, store.handle.interval_min);
         let shape = Shape::of(&plan.spec, interval).ok_or(StoreError::Shape { tokens: interval })?;
         let (need, have) = (shape.file_bytes() as u64, store.handle.bytes_max);
         if need > have {
@@ -59,6 +62,11 @@ impl Trail {
         })
     }
 
+    /// Where it stores.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Tokens of one file: whole chunks. Fewer than this are lost when a process dies and the disk has kept up.
     pub fn interval(&self) -> usize {
         self.interval
@@ -72,10 +80,15 @@ impl Trail {
     /// How many of the first `ids` there are files for, going by names: what [`Trail::restore`] can give at most. The
     /// last id is never among them, for its logits are needed.
     pub fn available(&self, ids: &[u32]) -> usize {
-        let mut chain = Chain::new(self.chain.root(), self.interval);
-        chain.follow(&ids[..ids.len().saturating_sub(1)]);
-        let found = |index: &usize| self.store.handle.shared.has(&chain.link(*index));
-        (0..chain.len()).take_while(found).count() * self.interval
+        let wanted = &ids[..ids.len().saturating_sub(1)];
+        // Hashed no further than there are files: most texts have none.
+        let links = self.chain.links_of(wanted);
+        links.take_while(|link| self.store.handle.shared.has(link)).count() * self.interval
+    }
+
+    /// Whether [`Trail::restore_next`] would have to wait until the disk is done with a buffer.
+    pub fn must_wait(&self) -> bool {
+        !self.store.handle.shared.has_buffer()
     }
 
     /// Brings the next interval of `ids` into the session; whether there was one. Where the session's clean tokens
@@ -151,7 +164,9 @@ impl Trail {
     pub fn checkpoint(&mut self, session: &mut Session) -> Result<Kept, EngineError> {
         self.follow(&session.tokens()[..session.clean()]);
         self.poll();
+        self.find();
         let shared = self.store.handle.shared.clone();
+        let mut refused = false;
         while self.stored + self.given.len() < self.chain.len() {
             let index = self.stored + self.given.len();
             let link = self.chain.link(index);
@@ -161,6 +176,7 @@ impl Trail {
                 continue;
             }
             if !shared.may_write() {
+                refused = self.given.is_empty();
                 break;
             }
             let Some(mut buffer) = shared.try_buffer(self.shape.file_bytes()) else { break };
@@ -173,7 +189,7 @@ impl Trail {
             self.store.give(Job { link, shape: self.shape, ids, buffer, outcome: outcome.clone() });
             self.given.push_back(outcome);
         }
-        Ok(self.kept())
+        Ok(Kept { refused, ..self.kept() })
     }
 
     /// As [`Trail::checkpoint`], and waits until the disk has all of it, or refuses it.
@@ -194,9 +210,13 @@ impl Trail {
         }
     }
 
-    /// Nothing of the session is in use any more: what is stored of it may be deleted when its time comes.
+    /// Nothing of the session is in use any more: what is stored of it may be deleted when its time comes. When it is
+    /// used again, the next call of [`Trail::checkpoint`] looks what is left.
     pub fn release(&mut self) {
         self.lease = None;
+        if self.given.is_empty() {
+            self.stored = 0;
+        }
     }
 
     /// The KV of a file that is sound and holds just what is wanted.
@@ -209,8 +229,29 @@ impl Trail {
     /// Turns to `ids`. What was given of other ones is written all the same, and not asked after.
     fn follow(&mut self, ids: &[u32]) {
         let shared = self.chain.follow(ids);
-        self.stored = self.stored.min(shared);
-        self.given.truncate(shared - self.stored);
+        self.given.truncate(shared.saturating_sub(self.stored));
+        if shared < self.stored {
+            // What is left behind makes room when room is needed, for what comes now too.
+            self.lease = None;
+            self.stored = shared;
+            if shared > 0 {
+                self.settle(shared);
+            }
+        }
+    }
+
+    /// Passes over what is stored already, and marks it as used.
+    fn find(&mut self) {
+        let shared = &self.store.handle.shared;
+        let (from, end) = (self.stored, self.chain.len());
+        if !self.given.is_empty() || from == end {
+            return;
+        }
+        let found = (from..end).map(|index| self.chain.link(index)).take_while(|link| shared.has(link));
+        let count = found.inspect(|link| shared.folder.touch(link)).count();
+        if count > 0 {
+            self.settle(from + count);
+        }
     }
 
     /// Learns what became of what was given.
@@ -240,7 +281,8 @@ impl Trail {
     }
 
     fn kept(&self) -> Kept {
-        Kept { stored: self.stored * self.interval, behind: (self.chain.len() - self.stored) * self.interval }
+        let behind = (self.chain.len() - self.stored) * self.interval;
+        Kept { stored: self.stored * self.interval, behind, refused: false }
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::StoreStats;
 use super::disk::{self, Buffer};
@@ -62,14 +62,18 @@ pub(super) struct Shared {
     pub(super) written_files: AtomicU64,
     pub(super) written_bytes: AtomicU64,
     pub(super) read_bytes: AtomicU64,
+    pub(super) refused: AtomicU64,
     pub(super) warnings: AtomicU64,
+    /// See [`Store::on_change`](super::Store::on_change).
+    pub(super) hook: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
 struct State {
     free: Vec<Buffer>,
-    /// Buffers that exist.
+    /// Buffers that exist, and their bytes.
     made: usize,
+    made_bytes: usize,
     /// Jobs that were given and have not ended.
     waiting: usize,
     /// Files found damaged or unreadable: not read again, and written anew.
@@ -89,8 +93,16 @@ impl Shared {
             written_files: 0.into(),
             written_bytes: 0.into(),
             read_bytes: 0.into(),
+            refused: 0.into(),
             warnings: 0.into(),
+            hook: OnceLock::new(),
         }
+    }
+
+    /// Whether a buffer could be had at once.
+    pub(super) fn has_buffer(&self) -> bool {
+        let state = self.state();
+        state.made < BUFFERS || !state.free.is_empty()
     }
 
     /// A buffer of `bytes`, if one is free.
@@ -166,10 +178,14 @@ impl Shared {
 
     pub(super) fn stats(&self) -> StoreStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let buffer_bytes = self.state().made_bytes as u64;
         StoreStats {
             written_files: read(&self.written_files),
             written_bytes: read(&self.written_bytes),
             read_bytes: read(&self.read_bytes),
+            folder_bytes: self.folder.bytes(),
+            buffer_bytes,
+            refused: read(&self.refused),
             warnings: read(&self.warnings),
         }
     }
@@ -192,6 +208,7 @@ impl Shared {
         // Under the lock, or a waiter could miss it.
         job.outcome.set(result.is_ok());
         drop(state);
+        self.refused.fetch_add(u64::from(result.is_err()), Ordering::Relaxed);
         match result {
             Ok(()) if was_failing => tracing::info!("session store: writing again"),
             Err(error) if !was_failing => {
@@ -200,6 +217,9 @@ impl Shared {
             _ => {}
         }
         self.changed.notify_all();
+        if let Some(hook) = self.hook.get() {
+            hook();
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -214,10 +234,11 @@ fn take_buffer(state: &mut State, bytes: usize) -> Option<Buffer> {
     }
     if state.made == BUFFERS {
         // One of another size makes place.
-        state.free.pop()?;
+        state.made_bytes -= state.free.pop()?.len();
         state.made -= 1;
     }
     state.made += 1;
+    state.made_bytes += bytes;
     Some(Buffer::new(bytes))
 }
 

@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use headinfer_core::plan::{Lane, Place, Plan};
+use headinfer_core::store::StoreStats;
 use headinfer_core::watch::Watch;
 use serde_json::{Map, Value, json};
 
@@ -11,7 +12,7 @@ use super::{App, json as answer};
 use crate::worker::{SlotReport, State as Engine};
 
 /// What a client must know of the server to draw its cache and to ask of it. Null while the sessions are not open:
-/// `context`, `cache`.
+/// `context`, `cache`. Null without a session store: `cache.store`.
 pub(super) async fn show(State(app): State<App>) -> Response {
     let (state, context) = match app.engine.state() {
         Engine::Ready { context, .. } => ("ready", Some(context)),
@@ -33,6 +34,7 @@ pub(super) async fn show(State(app): State<App>) -> Response {
             "places": places(&view.plan),
             "slots": slots,
             "lanes": lanes(&reports),
+            "store": shared.store().map(|store| disk(&store, &reports)),
         })
     });
     let body = json!({
@@ -70,6 +72,15 @@ fn slot(report: &SlotReport, watch: Option<&Watch>) -> Value {
     });
     let (done, total) = report.prefill;
     json!({"busy": report.busy, "tokens": report.tokens, "prefill": {"done": done, "total": total}, "moving": moving})
+}
+
+/// What the disk holds, which are copies: `behind_tokens` are not on it yet.
+fn disk(store: &StoreStats, reports: &[SlotReport]) -> Value {
+    let behind: usize = reports.iter().map(|report| report.behind).sum();
+    let StoreStats { folder_bytes, written_bytes, read_bytes, .. } = store;
+    json!({
+        "bytes": folder_bytes, "behind_tokens": behind, "written_bytes": written_bytes, "read_bytes": read_bytes,
+    })
 }
 
 /// Totals of all slots: two looks give a rate.

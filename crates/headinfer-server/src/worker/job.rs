@@ -47,7 +47,7 @@ pub(crate) enum Event {
     Progress {
         /// Tokens of the prompt.
         total: usize,
-        /// Those found in a slot's cache.
+        /// Those found in a slot's cache or on the disk, so far.
         cache: usize,
         /// Those in the cache by now, `cache` included.
         processed: usize,
@@ -94,7 +94,7 @@ impl FinishReason {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub(crate) prompt: usize,
-    /// Tokens of the prompt whose K and V were in a slot already.
+    /// Tokens of the prompt whose K and V were in a slot or on the disk already.
     pub(crate) cached: usize,
     pub(crate) completion: usize,
 }

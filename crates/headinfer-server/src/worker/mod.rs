@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use headinfer_core::engine::Session;
+use headinfer_core::store::Trail;
 use headinfer_core::text::Tokenizer;
 use thiserror::Error;
 
@@ -37,6 +38,26 @@ impl Default for EngineOptions {
     }
 }
 
+/// What a slot is opened with.
+pub struct Opened {
+    session: Session,
+    trail: Option<Trail>,
+}
+
+impl Opened {
+    /// A session whose prefill is kept by the store of `trail`, and brought back from there.
+    pub fn kept(session: Session, trail: Trail) -> Self {
+        Self { session, trail: Some(trail) }
+    }
+}
+
+/// A session that lives in memory alone.
+impl From<Session> for Opened {
+    fn from(session: Session) -> Self {
+        Self { session, trail: None }
+    }
+}
+
 /// Why an engine cannot be started.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -48,7 +69,7 @@ pub enum StartError {
     Thread(#[source] std::io::Error),
 }
 
-/// The engine thread, seen from above. The thread ends when this is dropped.
+/// The engine thread, seen from above. Dropped, it waits until the thread has ended and what was prefilled is on the disk.
 pub struct EngineHandle {
     shared: Arc<Shared>,
     tokenizer: Arc<Tokenizer>,
@@ -56,14 +77,14 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
-    /// Starts the thread, which calls `open` with 0, 1, … for each slot's session; all must be of one plan. Until
-    /// all are open the server answers 503.
+    /// Starts the thread, which calls `open` with 0, 1, … for each slot's session; all must be of one plan, and keep
+    /// their KV in one store or none. Until all are open the server answers 503.
     ///
     /// # Errors
     /// [`StartError`]. What `open` refuses becomes [`State::Failed`].
     pub fn start<F>(options: EngineOptions, tokenizer: Arc<Tokenizer>, open: F) -> Result<Self, StartError>
     where
-        F: FnMut(usize) -> Result<Session, String> + Send + 'static,
+        F: FnMut(usize) -> Result<Opened, String> + Send + 'static,
     {
         if options.slots == 0 {
             return Err(StartError::NoSlot);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use headinfer_core::backend::Stats;
+use headinfer_core::store::StoreStats;
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -50,6 +51,15 @@ pub(crate) struct SlotReport {
     pub(crate) busy: bool,
     /// Of the prompt being taken in: tokens done, and all. Both 0 when none is.
     pub(crate) prefill: (usize, usize),
+    /// Prefilled tokens that the disk has not got yet.
+    pub(crate) behind: usize,
+}
+
+/// A job that waits for a slot.
+pub(super) struct Waiting {
+    pub(super) job: Job,
+    /// Tokens of its prompt that were on the disk when it was first looked at.
+    pub(super) stored: Option<usize>,
 }
 
 /// See the module.
@@ -69,17 +79,25 @@ struct Inner {
     closed: bool,
     /// The thread is to end.
     stop: bool,
-    waiting: VecDeque<Job>,
+    waiting: VecDeque<Waiting>,
     slots: Vec<SlotReport>,
+    /// The disk is done with something.
+    written: bool,
+    store: Option<StoreStats>,
 }
 
 /// What the engine thread finds when it looks up from its work.
-pub(super) struct Arrivals<'a>(MutexGuard<'a, Inner>);
+pub(super) struct Arrivals<'a> {
+    inner: MutexGuard<'a, Inner>,
+    /// Since it last looked, the disk was done with something.
+    pub(super) written: bool,
+}
 
 impl Shared {
     pub(super) fn new(options: EngineOptions) -> Self {
         let slots = vec![SlotReport::default(); options.slots];
-        let inner = Inner { closed: false, stop: false, waiting: VecDeque::new(), slots };
+        let (waiting, store) = (VecDeque::new(), None);
+        let inner = Inner { closed: false, stop: false, waiting, slots, written: false, store };
         Self {
             options,
             inner: Mutex::new(inner),
@@ -105,7 +123,7 @@ impl Shared {
 
     /// Jobs that wait for a slot.
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().waiting.iter().filter(|job| !job.abandoned()).count()
+        self.lock().waiting.iter().filter(|waiting| !waiting.job.abandoned()).count()
     }
 
     /// The sessions are open.
@@ -124,6 +142,11 @@ impl Shared {
         self.lock().slots.clone()
     }
 
+    /// What the session store did, if there is one.
+    pub(crate) fn store(&self) -> Option<StoreStats> {
+        self.lock().store
+    }
+
     /// Puts a job into the queue.
     ///
     /// # Errors
@@ -136,8 +159,8 @@ impl Shared {
             State::Failed(why) => return Err(Refused::NotReady(format!("the engine failed: {why}"))),
             _ => return Err(Refused::NotReady("the server is shutting down".into())),
         }
-        inner.waiting.retain(|waiting| !waiting.abandoned());
-        let same = |other: &Job| other.session.is_some() && other.session == job.session;
+        inner.waiting.retain(|waiting| !waiting.job.abandoned());
+        let same = |other: &Waiting| other.job.session.is_some() && other.job.session == job.session;
         let replaced = inner.waiting.iter().position(same);
         let free = inner.slots.iter().filter(|slot| !slot.busy).count();
         let waiting = inner.waiting.len() - usize::from(replaced.is_some());
@@ -146,9 +169,9 @@ impl Shared {
         }
         // Only now: what is replaced must not be lost for one that is refused.
         if let Some(replaced) = replaced.and_then(|at| inner.waiting.remove(at)) {
-            replaced.tell(Event::Failed(Failure::Superseded));
+            replaced.job.tell(Event::Failed(Failure::Superseded));
         }
-        inner.waiting.push_back(job);
+        inner.waiting.push_back(Waiting { job, stored: None });
         self.changed.notify_one();
         Ok(())
     }
@@ -175,7 +198,7 @@ impl Shared {
         let mut inner = self.lock();
         self.state.send_replace(state);
         if let Some(failure) = failure {
-            inner.waiting.drain(..).for_each(|job| job.tell(Event::Failed(failure.clone())));
+            inner.waiting.drain(..).for_each(|waiting| waiting.job.tell(Event::Failed(failure.clone())));
             inner.slots.iter_mut().for_each(|slot| (slot.busy, slot.prefill) = (false, (0, 0)));
         }
     }
@@ -184,17 +207,28 @@ impl Shared {
         self.lock().slots[slot] = report;
     }
 
+    pub(super) fn report_store(&self, store: StoreStats) {
+        self.lock().store = Some(store);
+    }
+
+    /// The disk is done with something: for the store's thread.
+    pub(super) fn disk_is_done(&self) {
+        self.lock().written = true;
+        self.changed.notify_one();
+    }
+
     /// What has come; waits for something when there is nothing else to do. `None`: it is time to end.
     pub(super) fn arrivals(&self, idle: bool) -> Option<Arrivals<'_>> {
         let mut inner = self.lock();
-        while idle && !inner.stop && inner.waiting.is_empty() {
+        while idle && !inner.stop && !inner.written && inner.waiting.is_empty() {
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
         if inner.stop {
             return None;
         }
-        inner.waiting.retain(|job| !job.abandoned());
-        Some(Arrivals(inner))
+        inner.waiting.retain(|waiting| !waiting.job.abandoned());
+        let written = std::mem::take(&mut inner.written);
+        Some(Arrivals { inner, written })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -204,14 +238,14 @@ impl Shared {
 
 impl Arrivals<'_> {
     /// The first waiting job that `fits`.
-    pub(super) fn take(&mut self, fits: impl FnMut(&Job) -> bool) -> Option<Job> {
-        let at = self.0.waiting.iter().position(fits)?;
-        self.0.waiting.remove(at)
+    pub(super) fn take(&mut self, fits: impl FnMut(&mut Waiting) -> bool) -> Option<Waiting> {
+        let at = self.inner.waiting.iter_mut().position(fits)?;
+        self.inner.waiting.remove(at)
     }
 
     /// Marks a slot busy under the same lock that took its job, so that the queue counts right.
     pub(super) fn occupy(&mut self, slot: usize) {
-        self.0.slots[slot].busy = true;
+        self.inner.slots[slot].busy = true;
     }
 }
 

@@ -1,22 +1,26 @@
-//! A session and the job that has it: one turn is a chunk of prefill or one token.
+//! A session and the job that has it: one turn is a chunk of prefill, an interval brought back from the disk or one token.
 
 use std::time::{Duration, Instant};
 
 use headinfer_core::engine::sample::Sampler;
 use headinfer_core::engine::{EngineError, Session};
+use headinfer_core::store::{Kept, Store, Trail};
 use headinfer_core::text::Tokenizer;
 
+use super::Opened;
 use super::job::{Event, FinishReason, Job, Usage};
 use super::output::{Output, score};
 use super::queue::SlotReport;
 use crate::metrics::{Counters, Ending};
 
-/// A session, and what of its cache may be used again.
+/// A session, and what keeps it. Only the clean part of its tokens is shared between requests, and stored.
 pub(super) struct Slot<'t> {
     session: Session,
-    /// Tokens at the front that were taken in by whole chunks, as a fresh prefill would. Rows of a last, shorter
-    /// chunk and of decode differ from those by rounding, so only this part is shared between requests.
-    clean: usize,
+    trail: Option<Trail>,
+    /// As the trail said last.
+    kept: Kept,
+    /// Nothing can be done until the disk is done with something.
+    waits: bool,
     /// f32 `[vocab]`.
     logits: Vec<f32>,
     task: Option<Task<'t>>,
@@ -32,15 +36,32 @@ struct Task<'t> {
     spent: Duration,
     sampler: Sampler,
     output: Output<'t>,
-    /// Generated last, and not in the cache yet.
-    last: Option<u32>,
+    stage: Stage,
     made: usize,
 }
 
+/// What a job does in its turns, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Another job's tokens are still in the session, and the disk has not got them all.
+    Spill,
+    /// Brings back what the disk has of the prompt.
+    Restore,
+    Prefill,
+    Decode {
+        /// Generated last, and not in the cache yet.
+        last: u32,
+    },
+}
+
 impl<'t> Slot<'t> {
-    pub(super) fn new(session: Session) -> Self {
-        let logits = vec![0.0; session.plan().spec.vocab];
-        Self { session, clean: 0, logits, task: None, last_used: None }
+    pub(super) fn new(Opened { session, trail }: Opened) -> Self {
+        let (logits, kept) = (vec![0.0; session.plan().spec.vocab], Kept::default());
+        Self { session, trail, kept, waits: false, logits, task: None, last_used: None }
+    }
+
+    pub(super) fn store(&self) -> Option<&Store> {
+        self.trail.as_ref().map(Trail::store)
     }
 
     pub(super) fn session(&self) -> &Session {
@@ -57,7 +78,7 @@ impl<'t> Slot<'t> {
 
     /// Most tokens that can be reused.
     pub(super) fn clean(&self) -> usize {
-        self.clean
+        self.session.clean()
     }
 
     pub(super) fn chunk(&self) -> usize {
@@ -75,19 +96,48 @@ impl<'t> Slot<'t> {
 
     /// Tokens of the prompt at work that are not in the cache.
     pub(super) fn prefill_left(&self) -> usize {
-        self.job().map_or(0, |job| job.ids.len().saturating_sub(self.session.tokens().len()))
+        self.job().map_or(0, |job| job.ids.len().saturating_sub(self.held()))
+    }
+
+    /// Tokens that are in the cache for the job at work.
+    fn held(&self) -> usize {
+        match self.task.as_ref().map(|task| task.stage) {
+            Some(Stage::Spill) => 0,
+            _ => self.session.tokens().len(),
+        }
+    }
+
+    /// There is a job and a turn of it would do something.
+    pub(super) fn can_work(&self) -> bool {
+        self.task.is_some() && !self.waits
+    }
+
+    /// The disk is asked for tokens.
+    pub(super) fn restores(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| task.stage == Stage::Restore)
+    }
+
+    /// Prefilled tokens that the disk has not got yet.
+    pub(super) fn behind(&self) -> usize {
+        self.kept.behind
+    }
+
+    /// Tokens of `ids` that are on the disk, going by names.
+    pub(super) fn available(&self, ids: &[u32]) -> usize {
+        self.trail.as_ref().map_or(0, |trail| trail.available(ids))
     }
 
     /// Tokens of `ids` that need no prefill here: whole chunks, and never all, for the last one's logits are needed.
     pub(super) fn reusable(&self, ids: &[u32]) -> usize {
-        let most = self.clean.min(ids.len() - 1);
+        let most = self.clean().min(ids.len() - 1);
         let shared = self.session.tokens()[..most].iter().zip(ids).take_while(|(a, b)| a == b).count();
         shared / self.chunk() * self.chunk()
     }
 
-    /// What a job that reuses `reused` tokens would destroy here, and how long ago it was used: least first.
-    pub(super) fn loss(&self, reused: usize) -> (usize, Option<Instant>) {
-        (self.clean - reused, self.last_used)
+    /// What a job would cost here that finds `held` of its tokens, and `stored` on the disk: tokens lost and read, and
+    /// how long ago the slot was used. Least first.
+    pub(super) fn loss(&self, held: usize, stored: usize) -> (usize, Option<Instant>) {
+        (self.clean() - held + stored.saturating_sub(held), self.last_used)
     }
 
     /// Gives the slot to `job`, which has been granted `spent` already.
@@ -99,21 +149,29 @@ impl<'t> Slot<'t> {
         counters: &Counters,
     ) {
         let cached = self.reusable(&job.ids);
-        self.session.rewind(cached);
-        self.clean = cached;
+        let spill = cached < self.clean() && self.kept.behind > 0 && !self.kept.refused;
+        let stage = match self.trail {
+            Some(_) if spill => Stage::Spill,
+            Some(_) => Stage::Restore,
+            None => Stage::Prefill,
+        };
+        if !spill {
+            self.session.rewind(cached);
+        }
         counters.began(job.ids.len(), cached);
         let sampler = Sampler::new(job.sampling.clone(), self.vocab()).masked(job.mask.take());
         let output = Output::new(tokenizer.detokenizer(), job.stops.clone());
-        let task = Task { job, cached, begun: Instant::now(), spent, sampler, output, last: None, made: 0 };
+        let task = Task { job, cached, begun: Instant::now(), spent, sampler, output, stage, made: 0 };
         task.progress(cached);
         self.task = Some(task);
+        self.waits = false;
     }
 
     /// Ends the job at work as an `ending`; what it finished stays in the cache. The job is given back to be told why
     /// when the slot is known to be free: its client may ask again at once.
     pub(super) fn end(&mut self, ending: Ending, counters: &Counters) -> Option<Job> {
         let task = self.task.take()?;
-        self.last_used = Some(Instant::now());
+        self.rest();
         counters.ended(ending, task.job.asked);
         Some(task.job)
     }
@@ -126,10 +184,12 @@ impl<'t> Slot<'t> {
     pub(super) fn turn(&mut self, counters: &Counters) -> Result<Option<(Job, Event)>, EngineError> {
         let begun = Instant::now();
         let Some(task) = &self.task else { return Ok(None) };
-        let sampled = match task.last {
-            None => self.prefill()?,
-            Some(token) => {
-                self.logits.copy_from_slice(self.session.step(&[token], 1)?);
+        let sampled = match task.stage {
+            Stage::Spill => self.spill().map(|()| false)?,
+            Stage::Restore => self.restore(counters).map(|()| false)?,
+            Stage::Prefill => self.prefill()?,
+            Stage::Decode { last } => {
+                self.logits.copy_from_slice(self.session.step(&[last], 1)?);
                 true
             }
         };
@@ -142,10 +202,41 @@ impl<'t> Slot<'t> {
         let Some((reason, task)) = reason.zip(self.task.take_if(|_| reason.is_some())) else {
             return Ok(None);
         };
-        self.last_used = Some(Instant::now());
+        self.rest();
         counters.ended(Ending::Finished(reason), task.job.asked);
         let usage = Usage { prompt: task.job.ids.len(), cached: task.cached, completion: task.made };
         Ok(Some((task.job, Event::Done { reason, usage })))
+    }
+
+    /// Gives the disk what the session held before, as far as it takes it now.
+    fn spill(&mut self) -> Result<(), EngineError> {
+        self.keep()?;
+        if let Some(task) = &mut self.task {
+            self.waits = self.kept.behind > 0 && !self.kept.refused;
+            if !self.waits {
+                task.stage = Stage::Restore;
+                self.session.rewind(task.cached);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings back one interval of the prompt, or finds that there is none.
+    fn restore(&mut self, counters: &Counters) -> Result<(), EngineError> {
+        let (Some(task), Some(trail)) = (&mut self.task, &mut self.trail) else { return Ok(()) };
+        self.waits = trail.must_wait();
+        if self.waits {
+            return Ok(());
+        }
+        if trail.restore_next(&mut self.session, &task.job.ids)? {
+            let held = self.session.tokens().len();
+            counters.restored(held - task.cached);
+            task.cached = held;
+            task.progress(held);
+        } else {
+            task.stage = Stage::Prefill;
+        }
+        Ok(())
     }
 
     /// One chunk; whether it was the prompt's last, whose logits are then there.
@@ -159,21 +250,62 @@ impl<'t> Slot<'t> {
         if last {
             self.logits.copy_from_slice(logits);
         }
-        if ids.len() == chunk {
-            self.clean = done;
-        }
         task.progress(done);
+        self.keep()?;
         Ok(last)
+    }
+
+    /// Gives the disk what is new, if it has time. A copy is waited for, the disk never.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the device failed.
+    pub(super) fn keep(&mut self) -> Result<(), EngineError> {
+        if let Some(trail) = &mut self.trail {
+            self.kept = trail.checkpoint(&mut self.session)?;
+            if self.task.is_none() {
+                self.release();
+            }
+        }
+        Ok(())
+    }
+
+    /// The disk may be asked again.
+    pub(super) fn wake(&mut self) {
+        self.waits = false;
+    }
+
+    /// Waits until the disk has all that was prefilled, or refuses it.
+    pub(super) fn flush(&mut self) {
+        let Some(trail) = &mut self.trail else { return };
+        match trail.finish(&mut self.session) {
+            Ok(kept) => tracing::info!("{} tokens kept, {} lost", kept.stored, kept.behind),
+            Err(error) => tracing::warn!("session store: what was not stored yet is lost: {error}"),
+        }
+    }
+
+    /// The job has ended.
+    fn rest(&mut self) {
+        self.last_used = Some(Instant::now());
+        self.waits = false;
+        self.release();
+    }
+
+    /// What is on the disk of a session that nobody works on may go when room is needed.
+    fn release(&mut self) {
+        if let Some(trail) = self.trail.as_mut().filter(|_| self.kept.behind == 0) {
+            trail.release();
+        }
     }
 
     /// What the metrics show.
     pub(super) fn report(&self) -> SlotReport {
-        let (tokens, all) = (self.session.tokens().len(), self.job().map_or(0, |job| job.ids.len()));
+        let (held, all) = (self.held(), self.job().map_or(0, |job| job.ids.len()));
         SlotReport {
             stats: self.session.backend().stats(),
-            tokens,
+            tokens: self.session.tokens().len(),
             busy: self.task.is_some(),
-            prefill: if tokens < all { (tokens, all) } else { (0, 0) },
+            prefill: if held < all { (held, all) } else { (0, 0) },
+            behind: self.kept.behind,
         }
     }
 }
@@ -189,7 +321,7 @@ impl Task<'_> {
         let token = self.sampler.pick(logits, history)?;
         counters.made(self.job.asked, self.made == 0);
         self.made += 1;
-        self.last = Some(token);
+        self.stage = Stage::Decode { last: token };
         if self.job.stop_tokens.contains(&token) {
             self.show_rest();
             return Ok(Some(FinishReason::Stop));

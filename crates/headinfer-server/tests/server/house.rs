@@ -1,6 +1,6 @@
 //! A running server, and a gate that stalls its engine.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -8,9 +8,10 @@ use headinfer_core::backend::{Backend, BackendError, Stats, Timed};
 use headinfer_core::cpu::Cpu;
 use headinfer_core::engine::Session;
 use headinfer_core::plan::Schedule;
+use headinfer_core::store::Store;
 use headinfer_core::watch::Watch;
 use headinfer_server::{
-    EngineHandle, EngineOptions, ServeError, ServedModel, Server, ServerConfig, Shutdown,
+    EngineHandle, EngineOptions, Opened, ServeError, ServedModel, Server, ServerConfig, Shutdown,
 };
 use tokio::task::JoinHandle;
 
@@ -23,13 +24,15 @@ pub(crate) struct Setup {
     pub(crate) queue: usize,
     pub(crate) context: usize,
     pub(crate) config: ServerConfig,
+    /// What keeps the sessions.
+    pub(crate) store: Option<Store>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let mut config = ServerConfig { address: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
         config.drain = Duration::from_millis(100);
-        Self { slots: 2, queue: 64, context: 1024, config }
+        Self { slots: 2, queue: 64, context: 1024, config, store: None }
     }
 }
 
@@ -68,11 +71,18 @@ pub(crate) async fn start(setup: Setup) -> House {
 pub(crate) async fn start_loading(setup: Setup) -> House {
     let gate = Gate::default();
     gate.close();
-    let (plan, below) = (model::plan(setup.context), gate.clone());
+    let (plan, below, store) = (model::plan(setup.context), gate.clone(), setup.store);
     let open = move |_| {
         below.pass_load();
         let inner = model::backend(&plan);
-        Ok(Session::new(plan.clone(), Box::new(Gated { inner, gate: below.clone() })))
+        let session = Session::new(plan.clone(), Box::new(Gated { inner, gate: below.clone() }));
+        Ok(match &store {
+            Some(store) => {
+                let trail = store.trail(&model::digest(), &session).expect("it can be kept");
+                Opened::kept(session, trail)
+            }
+            None => session.into(),
+        })
     };
     let options = EngineOptions { slots: setup.slots, queue: setup.queue };
     let engine = EngineHandle::start(options, model::tokenizer(), open).expect("the engine starts");
@@ -188,6 +198,20 @@ impl Backend for Gated {
 
     fn logits(&mut self) -> Result<&[f32], BackendError> {
         self.inner.logits()
+    }
+
+    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
+        self.inner.read_rows(rows, to)
+    }
+
+    /// Counts as a step of no rows.
+    fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
+        self.gate.pass(0)?;
+        self.inner.write_rows(rows, from)
+    }
+
+    fn numerics(&self) -> Option<String> {
+        self.inner.numerics()
     }
 
     fn stats(&self) -> Stats {

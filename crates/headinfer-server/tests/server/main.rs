@@ -2,16 +2,19 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod client;
+mod damaged;
 mod fairness;
 mod house;
 mod limits;
 mod load;
 mod malformed;
 mod model;
+mod restart;
 mod reuse;
 mod security;
 mod sessions;
 mod shapes;
+mod store;
 mod streams;
 mod structured;
 mod tools;

@@ -10,6 +10,7 @@ use headinfer_core::dtype::DType;
 use headinfer_core::engine::Session;
 use headinfer_core::engine::generate::{Limits, generate};
 use headinfer_core::engine::sample::{Sampler, Sampling};
+use headinfer_core::model::ModelDigest;
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::rope::{Rope, RopeScaling};
 use headinfer_core::model::spec::{Architecture, ModelSpec};
@@ -107,6 +108,11 @@ pub(crate) fn plan(context: usize) -> Arc<Plan> {
 pub(crate) fn backend(plan: &Arc<Plan>) -> Cpu {
     let options = CpuOptions { threads: 1, ..CpuOptions::default() };
     Cpu::open(plan.clone(), WEIGHTS.clone(), &options).expect("the backend opens")
+}
+
+/// The model, by its content.
+pub(crate) fn digest() -> ModelDigest {
+    ModelDigest::of_weights(&spec(), &WEIGHTS)
 }
 
 /// The tokens that follow `ids` in a session nobody shared, `<|end|>` not among them.

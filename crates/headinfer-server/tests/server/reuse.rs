@@ -6,7 +6,7 @@ use crate::house::{House, Setup, start};
 use crate::model::{CHUNK, greedy, text};
 
 /// Text, logprobs, and cached tokens.
-async fn ask(house: &House, prompt: &str) -> (Value, Value, u64) {
+pub(crate) async fn ask(house: &House, prompt: &str) -> (Value, Value, u64) {
     let body =
         json!({"prompt": prompt, "max_tokens": 8, "temperature": 0, "logprobs": 5, "ignore_eos": true});
     let answer = house.ask("/v1/completions", &body).await;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use clap::Args;
 use headinfer_core::units::parse_tokens;
 
-use super::{EngineArgs, ModelArg};
+use super::{EngineArgs, ModelArg, StoreArgs};
 
 /// Serve a model over OpenAI-compatible HTTP.
 #[derive(Debug, Args)]
@@ -13,11 +13,13 @@ use super::{EngineArgs, ModelArg};
 Paths: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, /cache (where each
 KV head lives and what moves), and / for a browser: a page to put a document into and ask about it. A request with
 the header X-Session-Id: NAME is worked on when its client leaves; asked again, or by GET /v1/sessions/NAME, its answer
-is heard from the beginning, and DELETE ends it. Ctrl-C lets running answers finish for some seconds; a second one ends
-at once.
+is heard from the beginning, and DELETE ends it. With --cache-dir, what was prefilled is on disk by and by, and whoever
+asks again goes on from there, also after a restart. Ctrl-C lets running answers finish for some seconds and waits until
+the disk has what was prefilled; a second one ends at once.
 
 Examples:
   headinfer serve -m ./my-model --context 128k
+  headinfer serve -m ./my-model --cache-dir ~/.cache/prefills --cache-size 100GiB
   headinfer serve -m ./my-model --host 0.0.0.0 --api-key \"$(cat key)\" --parallel 4
   curl localhost:8080/v1/completions -d '{\"prompt\": \"Once\", \"max_tokens\": 16}'")]
 pub(crate) struct ServeArgs {
@@ -60,6 +62,9 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 }
 
 fn parse_host(text: &str) -> Result<IpAddr, String> {

@@ -1,20 +1,22 @@
 //! `headinfer serve`: a model over HTTP until Ctrl-C.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
+use headinfer_core::model::ModelDigest;
 use headinfer_core::plan::{Plan, PlanError, Request};
+use headinfer_core::store::Store;
 use headinfer_core::text::Tokenizer;
 use headinfer_server::{
-    EngineHandle, EngineOptions, ServeError, ServedModel, ServerConfig, Shutdown, run as serve,
+    EngineHandle, EngineOptions, Opened, ServeError, ServedModel, ServerConfig, Shutdown, run as serve,
 };
 
-use crate::args::{Environment, ServeArgs};
+use crate::args::{EngineArgs, Environment, ServeArgs};
 use crate::error::{Exit, Failure};
 use crate::model_source::{Model, ModelSource};
-use crate::{device, interrupt, open, output};
+use crate::{device, interrupt, open, output, sessions};
 
 /// Context when neither the user nor the model asks for less: memory is taken for all of it at the start.
 const CONTEXT: usize = 128 << 10;
@@ -38,12 +40,18 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let asked = shutdown.clone();
     interrupt::tell(move || asked.request());
     let options = EngineOptions { slots: usize::from(args.parallel), queue: usize::from(args.queue) };
-    let (flags, cache) = (args.engine.clone(), environment.cache.clone());
+    let mut opener = Opener {
+        model,
+        plan,
+        flags: args.engine.clone(),
+        cache: environment.cache.clone(),
+        store: sessions::store(&args.store)?,
+        digest: None,
+    };
     let refusal = Arc::new(Mutex::new(None));
     let refused = refusal.clone();
     let engine = EngineHandle::start(options, tokenizer, move |_| {
-        let session = open::session(&model, plan.clone(), &flags, cache.as_deref());
-        session.map_err(|error| {
+        opener.open().map_err(|error| {
             let text = format!("{error:#}");
             *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             text
@@ -56,6 +64,30 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
         // The server knows it as text, without its exit code and hint.
         refusal.unwrap_or_else(|| failure(error))
     })
+}
+
+/// Opens the slots, one after the other.
+struct Opener {
+    model: Model,
+    plan: Arc<Plan>,
+    flags: EngineArgs,
+    cache: Option<PathBuf>,
+    store: Option<Store>,
+    /// Of the model: to make it, all weights are read once.
+    digest: Option<ModelDigest>,
+}
+
+impl Opener {
+    fn open(&mut self) -> Result<Opened> {
+        let session = open::session(&self.model, self.plan.clone(), &self.flags, self.cache.as_deref())?;
+        let Some(store) = &self.store else { return Ok(session.into()) };
+        let digest = match self.digest.take() {
+            Some(digest) => digest,
+            None => self.model.digest(store)?,
+        };
+        let trail = store.trail(self.digest.insert(digest), &session)?;
+        Ok(Opened::kept(session, trail))
+    }
 }
 
 /// Each slot has its share of the memory.

@@ -6,6 +6,7 @@ mod bench;
 mod faults;
 mod help;
 mod interrupt;
+mod kill;
 mod logits;
 mod niah;
 mod output;
