@@ -4,13 +4,14 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use headinfer_core::cpu::CpuOptions;
 use headinfer_core::engine::Session;
 use headinfer_core::model::config::load_config;
 use headinfer_core::model::{ModelDigest, Weights};
 use headinfer_core::plan::Overrides;
-use headinfer_core::store::{Kept, Store, StoreError, StoreOptions, Trail};
+use headinfer_core::store::{Kept, Store, StoreError, StoreOptions, Trail, buffer_bytes};
 use tempfile::TempDir;
 
 use crate::placement::{Case, bounded, cases, random_request};
@@ -264,6 +265,67 @@ fn what_a_session_uses_is_not_deleted_by_any_store() {
     let kept = (0..200).map(|_| crowd.finish(&mut other).unwrap()).find(|kept| kept.behind == 0);
     assert!(kept.is_some() && file_bytes(dir.path()) <= limit.bytes_max);
     assert_eq!(theirs.stats().warnings, 1);
+}
+
+#[test]
+fn what_a_trail_turns_away_from_makes_room_for_what_it_follows_next() {
+    let case = &cases()[0];
+    let dir = folder();
+    let bytes = {
+        let dir = folder();
+        fill(dir.path(), case);
+        file_bytes(dir.path())
+    };
+    let limit = StoreOptions { bytes_max: bytes + bytes / 2, ..options(case) };
+    let store = Store::open(dir.path(), &limit).unwrap();
+    let mut session = plain(case);
+    let mut trail = trail(&store, case, &session);
+    for text in [case, &other_text(case, 0, 5), &other_text(case, 0, 6)] {
+        session.rewind(0);
+        let kept = prefill(&mut session, &mut trail, &text.ids);
+        assert_eq!((kept.behind, kept.refused, store.stats().warnings), (0, false, 0));
+    }
+    assert!(store.stats().folder_bytes <= limit.bytes_max);
+    assert_eq!(store.stats().folder_bytes, file_bytes(dir.path()));
+}
+
+#[test]
+fn a_text_that_was_released_is_looked_for_again() {
+    let case = &cases()[0];
+    let dir = folder();
+    let store = Store::open(dir.path(), &options(case)).unwrap();
+    let mut session = plain(case);
+    let mut trail = trail(&store, case, &session);
+    let kept = prefill(&mut session, &mut trail, &case.ids);
+    let written = store.stats().written_files;
+    trail.release();
+    assert_eq!((trail.finish(&mut session).unwrap(), store.stats().written_files), (kept, written));
+    trail.release();
+    std::fs::remove_file(&files(dir.path())[0]).unwrap();
+    assert_eq!((trail.finish(&mut session).unwrap(), store.stats().written_files), (kept, written + 1));
+}
+
+#[test]
+fn whoever_waits_for_the_disk_is_told_and_its_memory_is_known_before() {
+    let case = &cases()[0];
+    let dir = folder();
+    let store = Store::open(dir.path(), &options(case)).unwrap();
+    let told = Arc::new(AtomicU64::new(0));
+    let counts = told.clone();
+    store.on_change(move || {
+        counts.fetch_add(1, Ordering::SeqCst);
+    });
+    let mut session = plain(case);
+    let mut trail = trail(&store, case, &session);
+    assert!(!trail.must_wait());
+    prefill(&mut session, &mut trail, &case.ids);
+    let most = buffer_bytes(&case.spec, case.chunk, &options(case));
+    assert_eq!(most, Some(trail.memory_bytes()));
+    assert!((1..=trail.memory_bytes()).contains(&store.stats().buffer_bytes));
+    let written = store.stats().written_files;
+    // The last is told of when its file is there already: dropping the store waits for its thread.
+    drop((trail, store));
+    assert_eq!(told.load(Ordering::SeqCst), written);
 }
 
 #[test]

@@ -81,6 +81,8 @@ struct Inner {
     stop: bool,
     waiting: VecDeque<Waiting>,
     slots: Vec<SlotReport>,
+    /// A job came.
+    arrived: bool,
     /// The disk is done with something.
     written: bool,
     store: Option<StoreStats>,
@@ -97,7 +99,8 @@ impl Shared {
     pub(super) fn new(options: EngineOptions) -> Self {
         let slots = vec![SlotReport::default(); options.slots];
         let (waiting, store) = (VecDeque::new(), None);
-        let inner = Inner { closed: false, stop: false, waiting, slots, written: false, store };
+        let (arrived, written) = (false, false);
+        let inner = Inner { closed: false, stop: false, waiting, slots, arrived, written, store };
         Self {
             options,
             inner: Mutex::new(inner),
@@ -172,6 +175,7 @@ impl Shared {
             replaced.job.tell(Event::Failed(Failure::Superseded));
         }
         inner.waiting.push_back(Waiting { job, stored: None });
+        inner.arrived = true;
         self.changed.notify_one();
         Ok(())
     }
@@ -217,16 +221,17 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    /// What has come; waits for something when there is nothing else to do. `None`: it is time to end.
+    /// What has come; waits for something new when there is nothing else to do. `None`: it is time to end.
     pub(super) fn arrivals(&self, idle: bool) -> Option<Arrivals<'_>> {
         let mut inner = self.lock();
-        while idle && !inner.stop && !inner.written && inner.waiting.is_empty() {
+        while idle && !inner.stop && !inner.written && !inner.arrived {
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
         if inner.stop {
             return None;
         }
         inner.waiting.retain(|waiting| !waiting.job.abandoned());
+        inner.arrived = false;
         let written = std::mem::take(&mut inner.written);
         Some(Arrivals { inner, written })
     }

@@ -59,13 +59,17 @@ pub(super) fn run(
 /// # Errors
 /// What the device said when it failed.
 fn work<'t>(shared: &Shared, tokenizer: &'t Tokenizer, slots: &mut [Slot<'t>]) -> Result<(), String> {
+    // Whether a slot may have become free since those who wait were looked at.
+    let mut moved = true;
     loop {
         for slot in slots.iter_mut().filter(|slot| slot.job().is_some_and(Job::abandoned)) {
             slot.end(Ending::Cancelled, &shared.counters);
+            moved = true;
         }
         report(shared, slots);
-        let idle = !slots.iter().any(Slot::can_work);
+        let idle = !moved && !slots.iter().any(Slot::can_work);
         let Some(mut arrivals) = shared.arrivals(idle) else { return Ok(()) };
+        moved = false;
         take_over(&mut arrivals, slots, tokenizer, &shared.counters);
         admit(&mut arrivals, slots, tokenizer, &shared.counters);
         let written = arrivals.written;
@@ -85,6 +89,7 @@ fn work<'t>(shared: &Shared, tokenizer: &'t Tokenizer, slots: &mut [Slot<'t>]) -
             }
         };
         if let Some((job, event)) = ended {
+            moved = true;
             report(shared, slots);
             job.tell(event);
         }

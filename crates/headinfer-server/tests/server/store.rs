@@ -121,6 +121,26 @@ async fn what_a_slot_gives_up_is_on_the_disk_first() {
     assert_eq!(house.metric("store_warnings_total").await, 0.0);
 }
 
+#[tokio::test]
+async fn others_are_served_while_one_waits_for_the_disk() {
+    let dir = folder();
+    let house = kept(dir.path(), 2).await;
+    let stalled = Stalled::new(dir.path());
+    let (short, long) = (text(20, 6 * CHUNK), text(21, 12 * CHUNK));
+    ask(&house, &short).await;
+    ask(&house, &long).await;
+    let body = json!({"prompt": text(22, 2 * CHUNK), "max_tokens": 1, "stream": true});
+    let waits = house.stream("/v1/completions", &body).await;
+    house.until("it has a slot", async || house.metric("num_requests_running").await == 1.0).await;
+    let steps = house.gate.steps().len();
+    // Its slot has all of it but the question, so nothing is given up for it.
+    assert_eq!(ask(&house, &format!("{long}?")).await.2, chunks(12));
+    assert_eq!(house.metric("num_requests_running").await, 1.0);
+    assert_eq!(house.gate.steps().len() - steps, 8);
+    drop(stalled);
+    waits.all().await;
+}
+
 /// A house whose store has `book`, and no slot does.
 async fn with_stored(dir: &Path, slots: usize, book: &str) -> House {
     let house = kept(dir, 1).await;
