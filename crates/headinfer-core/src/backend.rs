@@ -1,11 +1,13 @@
 //! What executes schedules: the seam between the engine and a device.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::plan::{Lane, Schedule};
+use crate::watch::Watch;
 
 /// The arithmetic of all backends: raised when a change of it changes a bit of K or V, so that what an older build
 /// stored is not continued by a newer one.
@@ -68,6 +70,11 @@ pub trait Backend: Send {
 
     /// What has been done since the backend was opened.
     fn stats(&self) -> Stats;
+
+    /// Where its lanes are while a step runs; `None` when it cannot tell.
+    fn watch(&self) -> Option<Arc<Watch>> {
+        None
+    }
 
     /// Keeps (or stops keeping) the start and end of every command of the last step.
     fn record_timeline(&mut self, on: bool);

@@ -7,15 +7,16 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::api::{ApiError, App};
+use crate::web;
 
-/// The one path open to all: load balancers have no key.
+/// Open to all, as the page's own files are: load balancers have no key.
 pub(crate) const OPEN_PATH: &str = "/health";
 
 /// Lets a request through or answers it with 401 or 403.
 pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
-    if request.uri().path() != OPEN_PATH
-        && let Err(error) = check(&app, request.headers())
-    {
+    let path = request.uri().path();
+    let open = path == OPEN_PATH || web::is_file(path);
+    if !open && let Err(error) = check(&app, request.headers()) {
         return error.into_response();
     }
     next.run(request).await

@@ -11,7 +11,8 @@ use thiserror::Error;
 pub struct ServerConfig {
     /// Where to listen; port 0 lets the system choose.
     pub address: SocketAddr,
-    /// What clients must send as `Authorization: Bearer KEY`, on every path but `/health`.
+    /// What clients must send as `Authorization: Bearer KEY`, on every path but `/health` and the files of the
+    /// page at `/`, which hold nothing of the server's.
     pub api_key: Option<String>,
     /// Listen beyond loopback without a key.
     pub insecure: bool,

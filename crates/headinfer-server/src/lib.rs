@@ -16,6 +16,7 @@ mod serve;
 mod sessions;
 mod stream;
 mod tools;
+mod web;
 mod worker;
 
 pub use config::{ConfigError, Defaults, Limits, ServerConfig};

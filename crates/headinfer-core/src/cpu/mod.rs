@@ -18,6 +18,7 @@ use crate::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
 use crate::memory::{Arena, Memories};
 use crate::model::weights::Weights;
 use crate::plan::{Memory, Plan, Role, Schedule};
+use crate::watch::Watch;
 use exec::Executor;
 use kernels::Isa;
 
@@ -64,6 +65,7 @@ pub struct Cpu {
     keep_timeline: bool,
     logits: Vec<f32>,
     rows: usize,
+    watch: Arc<Watch>,
 }
 
 impl Cpu {
@@ -96,6 +98,7 @@ impl Cpu {
             keep_timeline: false,
             logits,
             rows: 0,
+            watch: Arc::default(),
         })
     }
 
@@ -123,8 +126,10 @@ impl Backend for Cpu {
         assert_eq!(ids.len(), schedule.step.rows, "one id per row");
         self.executor.put_ids(ids);
         let timed = lanes::run(schedule, self.order, &|command| {
+            self.watch.begin(command.lane, &command.op, plan.layout(), plan.spec.kv_heads);
             self.executor.execute(&schedule.step, &command.op);
         });
+        self.watch.rest();
         for t in &timed {
             let command = &schedule.commands[t.command];
             self.stats.busy[t.lane.index()] += t.end - t.start;
@@ -174,6 +179,10 @@ impl Backend for Cpu {
 
     fn stats(&self) -> Stats {
         self.stats
+    }
+
+    fn watch(&self) -> Option<Arc<Watch>> {
+        Some(self.watch.clone())
     }
 
     fn record_timeline(&mut self, on: bool) {

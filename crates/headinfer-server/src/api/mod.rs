@@ -2,6 +2,7 @@
 
 mod answer;
 mod body;
+mod cache;
 mod chat;
 mod completions;
 mod error;
@@ -42,7 +43,7 @@ use crate::model::{ServedModel, unix_time};
 use crate::sessions::Sessions;
 use crate::tools::CallFormat;
 use crate::worker::{EngineHandle, Shared, State};
-use crate::{auth, linger, metrics};
+use crate::{auth, linger, metrics, web};
 
 /// What all handlers share.
 #[derive(Clone)]
@@ -98,6 +99,8 @@ impl App {
             .route("/detokenize", post(tokenize::detokenize))
             .route(auth::OPEN_PATH, get(status::health))
             .route("/metrics", get(status::metrics))
+            .route("/cache", get(cache::show))
+            .merge(web::router())
             .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is no such path"))
             .method_not_allowed_fallback(async || {
                 ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")

@@ -8,6 +8,7 @@ mod output;
 mod queue;
 mod slot;
 mod turns;
+mod view;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

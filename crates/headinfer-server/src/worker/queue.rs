@@ -1,7 +1,7 @@
 //! What handlers and the engine thread share: the state, the queue, and reports for the metrics.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use headinfer_core::backend::Stats;
 use headinfer_core::store::StoreStats;
@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::EngineOptions;
 use super::job::{Event, Failure, Job};
+use super::view::View;
 use crate::metrics::Counters;
 
 /// What the engine is doing.
@@ -68,6 +69,8 @@ pub(crate) struct Shared {
     changed: Condvar,
     /// Changed under the lock of `inner` only.
     state: watch::Sender<State>,
+    /// Of the sessions, once they are open.
+    view: OnceLock<View>,
     pub(crate) counters: Counters,
 }
 
@@ -103,6 +106,7 @@ impl Shared {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
             state: watch::Sender::new(State::Loading),
+            view: OnceLock::new(),
             counters: Counters::default(),
         }
     }
@@ -123,6 +127,18 @@ impl Shared {
     /// Jobs that wait for a slot.
     pub(crate) fn waiting(&self) -> usize {
         self.lock().waiting.iter().filter(|waiting| !waiting.job.abandoned()).count()
+    }
+
+    /// The sessions are open.
+    pub(super) fn show(&self, view: Option<View>) {
+        if let Some(view) = view {
+            // They are opened once.
+            let _ = self.view.set(view);
+        }
+    }
+
+    pub(crate) fn view(&self) -> Option<&View> {
+        self.view.get()
     }
 
     pub(crate) fn slots(&self) -> Vec<SlotReport> {

@@ -64,6 +64,10 @@ impl<'t> Slot<'t> {
         self.trail.as_ref().map(Trail::store)
     }
 
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
     pub(super) fn context(&self) -> usize {
         self.session.plan().knobs().context
     }

@@ -13,6 +13,7 @@ use super::Opened;
 use super::job::{Event, Failure, Job};
 use super::queue::{Arrivals, Shared, State, Waiting};
 use super::slot::Slot;
+use super::view::View;
 use crate::metrics::{Counters, Ending};
 
 /// A prompt with more chunks than this to take in is long: one slot is kept free of such.
@@ -34,6 +35,7 @@ pub(super) fn run(
         let above = shared.clone();
         store.on_change(move || above.disk_is_done());
     }
+    shared.show(View::of(slots.iter().map(Slot::session)));
     report(shared, &slots);
     let context = slots.iter().map(Slot::context).min().unwrap_or(0);
     shared.enter(State::Ready { context, vocab: slots[0].vocab() });

@@ -10,6 +10,7 @@ use headinfer_core::cpu::Cpu;
 use headinfer_core::engine::Session;
 use headinfer_core::plan::Schedule;
 use headinfer_core::store::Store;
+use headinfer_core::watch::Watch;
 use headinfer_server::{
     EngineHandle, EngineOptions, Opened, ServeError, ServedModel, Server, ServerConfig, Shutdown,
 };
@@ -239,6 +240,10 @@ impl Backend for Gated {
 
     fn stats(&self) -> Stats {
         self.inner.stats()
+    }
+
+    fn watch(&self) -> Option<Arc<Watch>> {
+        self.inner.watch()
     }
 
     fn record_timeline(&mut self, on: bool) {

@@ -20,3 +20,4 @@ mod store;
 mod streams;
 mod structured;
 mod tools;
+mod web;

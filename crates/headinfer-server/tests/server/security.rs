@@ -9,7 +9,7 @@ use crate::house::{Setup, start};
 use crate::model;
 
 #[tokio::test]
-async fn the_key_guards_every_path_but_health() {
+async fn the_key_guards_every_path_but_health_and_the_page() {
     let mut setup = Setup::default();
     setup.config.api_key = Some("open-sesame".into());
     let house = start(setup).await;

@@ -10,7 +10,8 @@ use super::{EngineArgs, ModelArg, StoreArgs};
 /// Serve a model over OpenAI-compatible HTTP.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Paths: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics. A request with
+Paths: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, /cache (where each
+KV head lives and what moves), and / for a browser: a page to put a document into and ask about it. A request with
 the header X-Session-Id: NAME is worked on when its client leaves; asked again, or by GET /v1/sessions/NAME, its answer
 is heard from the beginning, and DELETE ends it. With --cache-dir, what was prefilled is on disk by and by, and whoever
 asks again goes on from there, also after a restart. Ctrl-C lets running answers finish for some seconds and waits until
@@ -38,7 +39,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "PORT", default_value_t = 8080, env = "HEADINFER_PORT", hide_env_values = true)]
     pub(crate) port: u16,
 
-    /// Key that clients must send; guards every path but /health.
+    /// Key that clients must send; guards every path but /health and the files of the page at /, which asks for it.
     #[arg(long, value_name = "KEY", env = "HEADINFER_API_KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
 
