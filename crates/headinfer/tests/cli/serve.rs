@@ -194,7 +194,8 @@ fn a_store_that_cannot_be_used_is_refused_before_anything_is_served() {
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     run(&line).fails(1, &["no other may write to it", "chmod 700"]);
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-    assert_eq!(run(&format!("{line} --cache-size 1MiB")).code, 1);
+    let small = run(&format!("{line} --cache-size 1MiB"));
+    assert!(small.code == 2 && small.stderr.contains("hint: give a larger --cache-size"), "{small:?}");
 }
 
 #[test]
