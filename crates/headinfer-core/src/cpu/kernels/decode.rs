@@ -127,8 +127,10 @@ impl Kernel for Fold<'_> {
             (all[i], all[d / 2 + i]) = (pair[0], pair[1]);
         }
         let stride = rows * (d + 2);
+        // Written once: other rows' largest scores and sums lie in the same lines, and other threads fold those.
+        let (mut largest, mut total) = (*self.max, *self.sum);
         for (i, partial) in self.partials.chunks(stride).enumerate() {
-            // Other cores wrote them: each line takes as long as one from memory, and no pattern is seen.
+            // Other cores wrote them: a line may take as long as one from memory.
             let ahead = self.partials.as_ptr().wrapping_add((i + AHEAD) * stride);
             S::prefetch(ahead.wrapping_add(row).cast());
             S::prefetch(ahead.wrapping_add(rows + row).cast());
@@ -139,15 +141,16 @@ impl Kernel for Fold<'_> {
             if max == f32::NEG_INFINITY {
                 continue;
             }
-            let new = self.max.max(max);
-            let (old_scale, scale) = (power(*self.max - new), power(max - new));
-            *self.max = new;
-            *self.sum = *self.sum * old_scale + sum * scale;
+            let new = largest.max(max);
+            let (old_scale, scale) = (power(largest - new), power(max - new));
+            largest = new;
+            total = total * old_scale + sum * scale;
             let from = &partial[2 * rows + row * d..][..d];
             for (to, from) in all.iter_mut().zip(from) {
                 *to = *to * old_scale + from * scale;
             }
         }
+        (*self.max, *self.sum) = (largest, total);
         for (i, pair) in self.acc.chunks_mut(2).enumerate() {
             (pair[0], pair[1]) = (all[i], all[d / 2 + i]);
         }

@@ -22,7 +22,7 @@ const TASK_ROWS: usize = 240;
 /// Larger tasks get a multiple of these rows, strips of 3 vectors of 16 or 2 of 8. Fewer pay for converting K and V with
 /// over a twentieth of their time.
 const STRIPS: usize = 48;
-/// All tasks get a multiple of these rows.
+/// All tasks get a multiple of these rows, twice as many at least: a lone vector of 16 would keep the arithmetic half idle.
 const ROWS: usize = 16;
 /// f32 values of a cache line.
 const LINE: usize = 16;
@@ -62,7 +62,7 @@ pub fn attend_prefill(isa: Isa, geo: &Geometry, heads: &mut [HeadTask<'_>]) {
 /// Rows of the next task when `left` are left.
 fn task_rows(left: usize) -> usize {
     match portion(left) {
-        few if few < STRIPS => few.next_multiple_of(ROWS).max(ROWS),
+        few if few < STRIPS => few.next_multiple_of(ROWS).max(2 * ROWS),
         many => (many / STRIPS * STRIPS).min(TASK_ROWS),
     }
 }
