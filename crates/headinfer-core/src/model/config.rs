@@ -24,6 +24,9 @@ pub const LAYERS_MAX: usize = 1 << 12;
 pub const HEADS_MAX: usize = 1 << 12;
 /// Most elements of one head.
 pub const HEAD_DIM_MAX: usize = 1 << 12;
+/// Most elements of K over all layers for one token, a hundred times those of published models: with the longest context
+/// the bytes of a cache are still far from the end of 64 bits.
+pub const KV_WIDTH_MAX: usize = 1 << 24;
 /// Longest context a config may state, and widest window.
 pub const POSITION_MAX: usize = 1 << 40;
 /// Radians per position: published models have 1 at most; above this, angles of far positions mean nothing.
@@ -78,7 +81,7 @@ fn read_spec(
     let hidden = config.required_count("hidden_size", HIDDEN_MAX)?;
     let layers = config.required_count("num_hidden_layers", LAYERS_MAX)?;
     let vocab = config.required_count("vocab_size", VOCAB_MAX)?;
-    let heads = heads(config, &defaults, hidden)?;
+    let heads = heads(config, &defaults, hidden, layers)?;
     let max_position =
         config.count("max_position_embeddings", POSITION_MAX)?.unwrap_or(defaults.max_position);
     let rope = config_rope::parse(config, &map, max_position)?;
@@ -196,7 +199,7 @@ struct Heads {
     dim: usize,
 }
 
-fn heads(config: Object<'_>, defaults: &Defaults, hidden: usize) -> Result<Heads, ModelError> {
+fn heads(config: Object<'_>, defaults: &Defaults, hidden: usize, layers: usize) -> Result<Heads, ModelError> {
     let q = config.required_count("num_attention_heads", HEADS_MAX)?;
     let kv = match config.count("num_key_value_heads", HEADS_MAX)? {
         Some(n) => n,
@@ -214,6 +217,12 @@ fn heads(config: Object<'_>, defaults: &Defaults, hidden: usize) -> Result<Heads
     };
     if dim == 0 || dim > HEAD_DIM_MAX || !dim.is_multiple_of(2) {
         return Err(config.error("head_dim", format!("is {dim}, must be even and from 2 to {HEAD_DIM_MAX}")));
+    }
+    let width = layers * kv * dim;
+    if width > KV_WIDTH_MAX {
+        let problem =
+            format!("times `num_hidden_layers` and the head's size is {width}, more than {KV_WIDTH_MAX}");
+        return Err(config.error("num_key_value_heads", problem));
     }
     Ok(Heads { q, kv, dim })
 }

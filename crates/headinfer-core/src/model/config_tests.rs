@@ -108,6 +108,8 @@ fn windows_follow_each_family() {
     let kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"];
     assert_eq!(windows("qwen3", used(json!({"layer_types": kinds}))), [Some(7), None, None, Some(7)]);
     assert_eq!(windows("mistral", used(json!({"layer_types": kinds}))), [Some(7), None, None, Some(7)]);
+    let mixed = good(with(base("mistral"), used(json!({"layer_types": kinds}))));
+    assert_eq!(good(crate::model::write::config_json(&mixed)), mixed, "it survives being written");
     assert_eq!(windows("mistral", json!({"layer_types": null, "max_window_layers": 2})), [Some(4096); 4]);
 }
 
@@ -178,6 +180,10 @@ fn what_cannot_be_used_is_refused_by_field_and_value() {
         (json!({"rope_scaling": []}), "rope_scaling"),
         (json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}), "full_attention"),
         (json!({"rope_parameters": {"rope_theta": -1.0}}), "rope_parameters.rope_theta"),
+        (
+            json!({"num_hidden_layers": 4096, "num_key_value_heads": 6, "head_dim": 1024}),
+            "num_key_value_heads",
+        ),
         (json!({"rope_theta": 1e-320}), "rope_theta"),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         (json!({"rms_norm_eps": -1e-5}), "rms_norm_eps"),
@@ -232,6 +238,7 @@ fn any_value() -> impl Strategy<Value = Value> {
         Just(json!(null)),
         Just(json!([])),
         Just(json!({})),
+        Just(json!(["sliding_attention", "full_attention", "full_attention", "sliding_attention"])),
         any::<bool>().prop_map(|b| json!(b)),
         (-2i64..300).prop_map(|n| json!(n)),
         any::<i64>().prop_map(|n| json!(n)),

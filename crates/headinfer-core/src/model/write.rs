@@ -165,18 +165,28 @@ pub fn config_json(spec: &ModelSpec) -> Value {
             config["attention_bias"] = json!(spec.o_bias);
             config["mlp_bias"] = json!(spec.mlp_bias);
         }
-        Architecture::Mistral => config["sliding_window"] = json!(window),
+        Architecture::Mistral => {
+            config["sliding_window"] = json!(window);
+            // With this field it is something else to transformers, so it is there only where it says something.
+            if window.is_some() && spec.windows.contains(&None) {
+                config["layer_types"] = layer_types(spec);
+            }
+        }
         Architecture::Qwen2 | Architecture::Qwen3 => {
-            let kind = |w: &Option<usize>| if w.is_some() { "sliding_attention" } else { "full_attention" };
             config["sliding_window"] = json!(window);
             config["use_sliding_window"] = json!(window.is_some());
-            config["layer_types"] = spec.windows.iter().map(kind).collect();
+            config["layer_types"] = layer_types(spec);
             if spec.architecture == Architecture::Qwen3 {
                 config["attention_bias"] = json!(spec.o_bias);
             }
         }
     }
     config
+}
+
+fn layer_types(spec: &ModelSpec) -> Value {
+    let kind = |w: &Option<usize>| if w.is_some() { "sliding_attention" } else { "full_attention" };
+    spec.windows.iter().map(kind).collect()
 }
 
 /// The f64 that prints as the f32 does: 1e-5, not 9.999999747378752e-6.
