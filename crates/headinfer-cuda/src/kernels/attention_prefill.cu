@@ -85,21 +85,15 @@ struct Place {
     __device__ __forceinline__ bool copies() const { return THREADS == LINES * CHUNKS || row < LINES; }
 };
 
-// A block's rows of K or V to shared memory; without WHOLE, those from `count` on and the padding become zeros.
-template <bool WHOLE>
+// The rows of a block; those from `count` on and the padding become zeros.
 __device__ __forceinline__ void load_keys(u32 to, const bf16 *from, int count) {
     Place at;
     if (!at.copies()) return;
-    u32 place = to + at.row * STRIDE + at.column * 2;
-    const bf16 *mine = from + (u32)(at.row * HEAD_DIM + at.column);
 #pragma unroll
-    for (int row = 0; row < KEYS; row += LINES) {
-        if (WHOLE) {
-            copy_async(place + row * STRIDE, mine + row * HEAD_DIM);
-        } else {
-            bool inside = at.row + row < count && at.column < HEAD_DIM;
-            copy_async(place + row * STRIDE, inside ? mine + row * HEAD_DIM : from, inside);
-        }
+    for (int pass = 0; pass < PASSES; pass++) {
+        int row = at.row + pass * LINES;
+        bool inside = row < count && at.column < HEAD_DIM;
+        copy_async(to + row * STRIDE + at.column * 2, inside ? from + row * HEAD_DIM + at.column : from, inside);
     }
 }
 
@@ -154,32 +148,34 @@ __device__ __forceinline__ void load_block(const AttendParams &p, const Walk &w,
     if (i < w.blocks) {
         Block b = block_of(p, w, i);
 #pragma unroll
-        for (int n = 0; n < N; n++) {
-            const bf16 *from = heads[n] + b.start * HEAD_DIM;
-            if (HEAD_DIM == DIM_PADDED && b.count == KEYS) {
-                load_keys<true>(to + n * TILE, from, KEYS);
-            } else {
-                load_keys<false>(to + n * TILE, from, b.count);
-            }
-        }
+        for (int n = 0; n < N; n++) load_keys(to + n * TILE, heads[n] + b.start * HEAD_DIM, b.count);
     }
     copy_commit();
 }
 
-// Copies of block i, of K and then of V, given out a few at a time: in one go they would hold up the ldmatrix behind
-// them. A block that is not whole is left to `load_block`.
+// Copies of a whole block of K, then of V, given out a few at a time: in one go they would hold up the ldmatrix behind
+// them. Made after the barrier: addresses that are kept across it cost 3 to 5 % at d = 128, and gain 2 to 3 % below.
 struct Copies {
     u32 to;
     const bf16 *from;
-    bool any, whole;
+    bool any;
 
-    __device__ __forceinline__ Copies(const AttendParams &p, const Walk &w, int i, const bf16 *key, u32 tile) {
-        Place at;
+    // Of block i; one that is not whole is loaded at once.
+    __device__ __forceinline__ Copies(const AttendParams &p, const Walk &w, int i, const bf16 *const (&heads)[2],
+                                      u32 tile) {
+        any = false;
+        if (i >= w.blocks) return;
         Block b = block_of(p, w, i);
-        whole = i < w.blocks && HEAD_DIM == DIM_PADDED && b.count == KEYS;
-        any = whole && at.copies();
+        from = heads[0] + b.start * HEAD_DIM;
+        if (HEAD_DIM != DIM_PADDED || b.count != KEYS) {
+            load_keys(tile, from, b.count);
+            load_keys(tile + TILE, heads[1] + b.start * HEAD_DIM, b.count);
+            return;
+        }
+        Place at;
+        any = at.copies();
         to = tile + at.row * STRIDE + at.column * 2;
-        from = key + b.start * HEAD_DIM + (u32)(at.row * HEAD_DIM + at.column);
+        from += (u32)(at.row * HEAD_DIM + at.column);
     }
 
     // Copy i of 2 * PASSES, in order; V is `apart` from K.
@@ -435,17 +431,15 @@ attention_prefill(const __grid_constant__ AttendParams p) {
             copy_wait<0>(); // for V; everybody is done with K
             load_block(p, walk, i + 1, key, k);
         } else {
-            u32 ahead = tiles + (i + AHEAD) % STAGES * 2 * TILE;
-            Copies copies(p, walk, i + AHEAD, both[0], ahead);
             copy_wait<AHEAD - 1>(); // for block i; everybody is done with block i - 1
-            if (!copies.whole) load_block(p, walk, i + AHEAD, both, ahead);
+            Copies copies(p, walk, i + AHEAD, both, tiles + (i + AHEAD) % STAGES * 2 * TILE);
             scores(s, q, k, [&](int step) {
 #pragma unroll
                 for (int i = step * 2 * PASSES / STEPS; i < (step + 1) * 2 * PASSES / STEPS; i++) {
                     copies.give(i, both[1] - both[0]);
                 }
             });
-            if (copies.whole) copy_commit();
+            copy_commit();
         }
         if (i < walk.clear_from || i >= walk.clear_to || i == walk.ragged) {
             Block block = block_of(p, walk, i);
