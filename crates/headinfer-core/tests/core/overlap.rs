@@ -52,15 +52,16 @@ fn prefill(plan: &Plan, tokens: usize) -> (f64, f64) {
 
 #[test]
 fn streaming_the_weights_costs_a_prefill_three_percent_at_most() {
-    // With the same chunk, and with the one that a plan for little memory chooses.
+    // By the chunk that both choose, and by longer ones, which a short text needs for as little.
     for (tokens, chunk, most) in [
-        (32 << 10, Some(8192), 0.05),
-        (128 << 10, Some(8192), 0.015),
-        (32 << 10, None, 0.03),
-        (128 << 10, None, 0.01),
+        (32 << 10, None, 0.05),
+        (128 << 10, None, 0.015),
+        (32 << 10, Some(16384), 0.02),
+        (128 << 10, Some(16384), 0.01),
     ] {
-        let resident = llama(tokens, WeightsMode::Resident, 33 * GIB / 2, chunk.or(Some(8192)));
+        let resident = llama(tokens, WeightsMode::Resident, 33 * GIB / 2, chunk);
         let streamed = llama(tokens, WeightsMode::Stream, 4 * GIB, chunk);
+        assert_eq!(resident.knobs().chunk, streamed.knobs().chunk);
         let ((plain, _), (time, hidden)) = (prefill(&resident, tokens), prefill(&streamed, tokens));
         let cost = time / plain - 1.0;
         eprintln!(
@@ -76,9 +77,10 @@ fn streaming_the_weights_costs_a_prefill_three_percent_at_most() {
 #[test]
 fn copies_of_kv_hide_behind_arithmetic() {
     let tokens = 128 << 10;
-    let (seconds, hidden) = prefill(&llama(tokens, WeightsMode::Resident, 33 * GIB / 2, Some(8192)), tokens);
+    let (seconds, hidden) = prefill(&llama(tokens, WeightsMode::Resident, 33 * GIB / 2, None), tokens);
     eprintln!("{seconds:.3} s, {:.3} % hidden", 100.0 * hidden);
-    assert!(hidden > 0.999, "{hidden}");
+    // The first tile of a step is longer on its way than the first projection takes.
+    assert!(hidden > 0.995, "{hidden}");
 }
 
 #[test]
