@@ -41,8 +41,9 @@ export class Server {
   }
 
   async json(path, body, headers = {}) {
-    const method = body === undefined ? "GET" : "POST";
-    const response = await fetch(this.url + path, { method, headers, body: body && JSON.stringify(body) });
+    const [method, type] = body === undefined ? ["GET", {}] : ["POST", { "Content-Type": "application/json" }];
+    const sent = { method, headers: { ...type, ...headers }, body: body && JSON.stringify(body) };
+    const response = await fetch(this.url + path, sent);
     assert.equal(response.status, 200, path);
     return response.json();
   }
