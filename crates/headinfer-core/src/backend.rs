@@ -11,7 +11,7 @@ use crate::watch::Watch;
 
 /// The arithmetic of all backends: raised when a change of it changes a bit of K or V, so that what an older build
 /// stored is not continued by a newer one.
-pub const NUMERICS: u32 = 1;
+pub const NUMERICS: u32 = 2;
 
 /// Executes the steps of one plan. Opening a backend allocates all it will ever use.
 pub trait Backend: Send {
