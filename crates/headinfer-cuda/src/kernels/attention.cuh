@@ -12,14 +12,15 @@
 
 struct AttendParams {
     const bf16 *query[HEADS_MAX]; // per head [rows, HEAD_DIM], row = token * group + query head
-    const bf16 *key[HEADS_MAX];   // per head, row 0 at position kv_start
+    const bf16 *key[HEADS_MAX];   // per head, the past piece's, row 0 at position past_from
     const bf16 *value[HEADS_MAX];
+    const bf16 *own_key[HEADS_MAX]; // per head, the own piece's, row 0 at position own_from
+    const bf16 *own_value[HEADS_MAX];
     float *state_max, *state_sum; // [heads, rows]
     float *state_acc;             // [heads, rows, HEAD_DIM]
     float *partials;              // decode: [heads, splits of the launch] of max [rows], sum [rows], acc [rows, HEAD_DIM]
     bf16 *out;                    // [tokens, out_stride], used with `last`
     u64 q_start;                  // position of the first query token
-    u64 kv_start;
     u64 past_from, past_to;       // positions of the past piece, empty when equal
     u64 own_from, own_to;         // positions of the own piece, likewise
     u64 window;                   // a query at t sees keys in (t - window, t]; 0 sees all

@@ -37,8 +37,9 @@
 #define STRIDE (DIM_PADDED * 2 + 16) // bytes of a row in shared memory
 #define TILE (KEYS * STRIDE)         // bytes of K or V of one block
 #define STEPS (DIM_PADDED / 16)
-#define AHEAD (STAGES > 1 ? STAGES - 1 : 1) // blocks
-#define SLACK 8.0f                   // a weight is at most 2^SLACK
+#define AHEAD (STAGES > 1 ? STAGES - 1 : 1)   // blocks
+#define SLACK 8.0f                            // a weight is at most 2^SLACK
+#define SPARE (ROW_TILES * DIM_PADDED <= 192) // whether registers are left
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
@@ -97,13 +98,29 @@ __device__ __forceinline__ void load_keys(u32 to, const bf16 *from, int count) {
     }
 }
 
+// Rows of K and V of one piece, as if it began with block 0 of the walk: a block's place follows from its index.
+struct Piece {
+    const bf16 *key;
+    i64 apart; // V's rows from K's
+};
+
 // The visible blocks of a tile of rows: those of the past, then those of the step's own rows. Lies in the padding of
-// two rows of shared memory, as registers are dear.
+// some rows of shared memory, as registers are dear.
 struct Walk {
     u32 past, own; // first block of each piece, from position 0 and from own_from
     int past_blocks, blocks;
     char row[DIM_PADDED * 2];
-    int clear_from, clear_to, ragged; // blocks [clear_from, clear_to) but `ragged` need no mask
+    int clear_from, clear_to;  // blocks [clear_from, clear_to) but a short one need no mask
+    int past_short, own_short; // the block of each piece that has fewer keys, or -1
+    struct {
+        char row[DIM_PADDED * 2];
+        Piece piece;
+    } kv[2]; // past, own
+
+    __device__ __forceinline__ bool whole(int i) const {
+        return HEAD_DIM == DIM_PADDED && i < blocks && i != past_short && i != own_short;
+    }
+    __device__ __forceinline__ const Piece &piece_of(int i) const { return kv[i >= past_blocks].piece; }
 };
 
 struct Block {
@@ -130,7 +147,12 @@ __device__ __forceinline__ void find_walk(const AttendParams &p, u32 row, Walk &
     w.clear_from = between((seen.from + KEYS - 1) / KEYS, w.past, w.past_blocks) +
                    between((most(seen.from, p.own_from) - p.own_from + KEYS - 1) / KEYS, w.own, own_blocks);
     w.clear_to = w.past_blocks + between(own_seen / KEYS, w.own, own_blocks);
-    w.ragged = p.past_to % KEYS ? w.past_blocks - 1 : -1;
+    w.past_short = p.past_to % KEYS ? w.past_blocks - 1 : -1;
+    w.own_short = own_end * (u64)KEYS > p.own_to - p.own_from ? w.blocks - 1 : -1;
+    const bf16 *past = p.key[blockIdx.y] + ((u64)w.past * KEYS - p.past_from) * HEAD_DIM;
+    const bf16 *own = p.own_key[blockIdx.y] + ((i64)w.own - w.past_blocks) * (KEYS * HEAD_DIM);
+    w.kv[0].piece = {past, p.value[blockIdx.y] - p.key[blockIdx.y]};
+    w.kv[1].piece = {own, p.own_value[blockIdx.y] - p.own_key[blockIdx.y]};
 }
 
 __device__ __forceinline__ Block block_of(const AttendParams &p, const Walk &w, int i) {
@@ -141,47 +163,40 @@ __device__ __forceinline__ Block block_of(const AttendParams &p, const Walk &w, 
     return b;
 }
 
-// Block i of K or V (or, at once, of both, V a TILE after K); nothing past the last.
-template <int N>
-__device__ __forceinline__ void load_block(const AttendParams &p, const Walk &w, int i, const bf16 *const (&heads)[N],
-                                           u32 to) {
+// Copies block i of K, of V, or of both at once, V a TILE after K; nothing past the last.
+template <bool K, bool V>
+__device__ __forceinline__ void load_block(const AttendParams &p, const Walk &w, int i, u32 to) {
     if (i < w.blocks) {
-        Block b = block_of(p, w, i);
-#pragma unroll
-        for (int n = 0; n < N; n++) load_keys(to + n * TILE, heads[n] + b.start * HEAD_DIM, b.count);
+        int count = block_of(p, w, i).count;
+        const Piece &piece = w.piece_of(i);
+        const bf16 *from = piece.key + (u64)i * (KEYS * HEAD_DIM);
+        if (K) load_keys(to, from, count);
+        if (V) load_keys(to + (K ? TILE : 0), from + piece.apart, count);
     }
-    copy_commit();
 }
 
-// Copies of a whole block of K, then of V, given out a few at a time: in one go they would hold up the ldmatrix behind
-// them. Made after the barrier: addresses that are kept across it cost 3 to 5 % at d = 128, and gain 2 to 3 % below.
+// Copies of a block of K, then of V, given out a few at a time: in one go they would hold up the ldmatrix behind them.
+// A block that is not whole is left to `load_block`. Where they go is found before the barrier if there are registers to
+// keep it, which gains 2 to 5 % up to d = 96; at d = 128 it costs as much.
 struct Copies {
     u32 to;
     const bf16 *from;
-    bool any;
+    const Piece *piece;
+    bool any, whole;
 
-    // Of block i; one that is not whole is loaded at once.
-    __device__ __forceinline__ Copies(const AttendParams &p, const Walk &w, int i, const bf16 *const (&heads)[2],
-                                      u32 tile) {
-        any = false;
-        if (i >= w.blocks) return;
-        Block b = block_of(p, w, i);
-        from = heads[0] + b.start * HEAD_DIM;
-        if (HEAD_DIM != DIM_PADDED || b.count != KEYS) {
-            load_keys(tile, from, b.count);
-            load_keys(tile + TILE, heads[1] + b.start * HEAD_DIM, b.count);
-            return;
-        }
+    __device__ __forceinline__ void find(const Walk &w, int i, u32 tile) {
         Place at;
-        any = at.copies();
+        whole = w.whole(i);
+        any = whole && at.copies();
+        piece = &w.piece_of(i);
         to = tile + at.row * STRIDE + at.column * 2;
-        from += (u32)(at.row * HEAD_DIM + at.column);
+        from = piece->key + (u64)i * (KEYS * HEAD_DIM) + (u32)(at.row * HEAD_DIM + at.column);
     }
 
-    // Copy i of 2 * PASSES, in order; V is `apart` from K.
-    __device__ __forceinline__ void give(int i, i64 apart) {
+    // Copy i of 2 * PASSES, in order.
+    __device__ __forceinline__ void give(int i) {
         int row = i % PASSES * LINES;
-        if (i == PASSES) from += apart;
+        if (i == PASSES) from += piece->apart;
         if (any) copy_async(to + i / PASSES * TILE + row * STRIDE, from + row * HEAD_DIM);
     }
 };
@@ -400,24 +415,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 attention_prefill(const __grid_constant__ AttendParams p) {
     extern __shared__ uint4 memory[];
     u32 tiles = shared_address(memory); // [STAGES][K | V][KEYS, STRIDE], then queries
-    u64 before = p.kv_start * HEAD_DIM;
-    const bf16 *both[2] = {p.key[blockIdx.y] - before, p.value[blockIdx.y] - before};
-    const bf16 *key[1] = {both[0]}, *value[1] = {both[1]};
     u32 tile_row = tile_of(p) * ROWS;
     u32 row = tile_row + (threadIdx.x >> 5) * WARP_ROWS + ((threadIdx.x & 31) >> 2);
     Walk &found = *(Walk *)((char *)memory + DIM_PADDED * 2);
     if (threadIdx.x == 0) find_walk(p, tile_row, found);
     __syncthreads();
-#if ROW_TILES * DIM_PADDED <= 192
-    Walk walk = found; // there are registers for it
+#if SPARE
+    Walk walk = found;
 #else
     Walk &walk = found;
 #endif
     Queries q;
     load_queries(p, tile_row, tiles + STAGES * 2 * TILE, q);
-    if (STAGES == 1) load_block(p, walk, 0, key, tiles);
+    if (STAGES == 1) {
+        load_block<true, false>(p, walk, 0, tiles);
+        copy_commit();
+    }
 #pragma unroll
-    for (int i = 0; i + 1 < STAGES; i++) load_block(p, walk, i, both, tiles + i * 2 * TILE);
+    for (int i = 0; i + 1 < STAGES; i++) {
+        load_block<true, true>(p, walk, i, tiles + i * 2 * TILE);
+        copy_commit();
+    }
     State state;
 #pragma unroll
     for (int i = 0; i < ROW_TILES * 2; i++) load_state(p, row + i * 8, state, i / 2, i % 2);
@@ -426,22 +444,28 @@ attention_prefill(const __grid_constant__ AttendParams p) {
         float s[ROW_TILES][8][4];
         if (STAGES == 1) {
             copy_wait<0>(); // for K; everybody is done with the V before
-            load_block(p, walk, i, value, k + TILE);
+            load_block<false, true>(p, walk, i, k + TILE);
+            copy_commit();
             scores(s, q, k, [](int) {});
             copy_wait<0>(); // for V; everybody is done with K
-            load_block(p, walk, i + 1, key, k);
+            load_block<true, false>(p, walk, i + 1, k);
+            copy_commit();
         } else {
+            u32 ahead = tiles + (i + AHEAD) % STAGES * 2 * TILE;
+            Copies copies;
+            if (SPARE) copies.find(walk, i + AHEAD, ahead);
             copy_wait<AHEAD - 1>(); // for block i; everybody is done with block i - 1
-            Copies copies(p, walk, i + AHEAD, both, tiles + (i + AHEAD) % STAGES * 2 * TILE);
+            if (!SPARE) copies.find(walk, i + AHEAD, ahead);
+            if (!copies.whole) load_block<true, true>(p, walk, i + AHEAD, ahead);
             scores(s, q, k, [&](int step) {
 #pragma unroll
                 for (int i = step * 2 * PASSES / STEPS; i < (step + 1) * 2 * PASSES / STEPS; i++) {
-                    copies.give(i, both[1] - both[0]);
+                    copies.give(i);
                 }
             });
             copy_commit();
         }
-        if (i < walk.clear_from || i >= walk.clear_to || i == walk.ragged) {
+        if (i < walk.clear_from || i >= walk.clear_to || i == walk.past_short) {
             Block block = block_of(p, walk, i);
 #pragma unroll
             for (int m = 0; m < ROW_TILES; m++) {

@@ -75,13 +75,14 @@ pub(super) struct AttendParams {
     query: [Pointer; HEADS_MAX],
     key: [Pointer; HEADS_MAX],
     value: [Pointer; HEADS_MAX],
+    own_key: [Pointer; HEADS_MAX],
+    own_value: [Pointer; HEADS_MAX],
     state_max: Pointer,
     state_sum: Pointer,
     state_acc: Pointer,
     pub(super) partials: Pointer,
     out: Pointer,
     q_start: u64,
-    kv_start: u64,
     past_from: u64,
     past_to: u64,
     own_from: u64,
@@ -100,10 +101,10 @@ pub(super) struct AttendParams {
     scale_log2: f32,
 }
 
-/// Attention of one group of heads over some keys.
+/// Attention of one group of heads over some keys: those of the past, then the step's own.
 pub(crate) struct Attention<'a> {
-    /// Per head: queries, keys, values.
-    pub(crate) heads: &'a [[Pointer; 3]],
+    /// Per head: queries, keys and values of the past, own keys and values; a piece without keys needs no address.
+    pub(crate) heads: &'a [[Pointer; 5]],
     /// Max, sum, accumulator.
     pub(crate) state: [Pointer; 3],
     /// Output rows, with `last`.
@@ -115,11 +116,9 @@ pub(crate) struct Attention<'a> {
     pub(crate) q_start: usize,
     /// Query heads of a KV head.
     pub(crate) group: usize,
-    /// Position of the first key in memory.
-    pub(crate) kv_start: usize,
-    /// Positions of past keys to attend.
+    /// Positions of past keys to attend, the first at the past's addresses.
     pub(crate) past: std::ops::Range<usize>,
-    /// Positions of own keys to attend.
+    /// Positions of own keys to attend, likewise.
     pub(crate) own: std::ops::Range<usize>,
     pub(crate) window: Option<usize>,
     pub(crate) first: bool,
@@ -137,13 +136,14 @@ impl Attention<'_> {
             query: column(0),
             key: column(1),
             value: column(2),
+            own_key: column(3),
+            own_value: column(4),
             state_max: self.state[0],
             state_sum: self.state[1],
             state_acc: self.state[2],
             partials: 0,
             out: self.out,
             q_start: self.q_start as u64,
-            kv_start: self.kv_start as u64,
             past_from: self.past.start as u64,
             past_to: self.past.end as u64,
             own_from: self.own.start as u64,

@@ -24,6 +24,7 @@ struct Case {
     plan: Arc<Plan>,
     step: Step,
     resident: bool,
+    own_with_last: bool,
     /// Per KV head: `[past + rows, d]`.
     keys: Vec<Vec<u16>>,
     values: Vec<Vec<u16>>,
@@ -53,7 +54,8 @@ fn random_case(draw: &mut Draw, size: f64) -> Case {
     let keys = per_head(draw, step.past + rows);
     let values = per_head(draw, step.past + rows);
     let queries = per_head(draw, rows * spec.group());
-    Case { spec, plan, step, resident, keys, values, queries }
+    let own_with_last = draw.below(4) > 0;
+    Case { spec, plan, step, resident, own_with_last, keys, values, queries }
 }
 
 impl Case {
@@ -61,12 +63,17 @@ impl Case {
         Heads { start: 0, end: self.spec.kv_heads }
     }
 
-    /// Puts rows `[from, to)` of every head where `op` reads them, then runs it.
-    fn run(&self, cuda: &mut Cuda, op: &Op, (from, to): (usize, usize)) {
-        let d = self.spec.head_dim;
-        for (role, all) in [(Role::Key, &self.keys), (Role::Value, &self.values)] {
+    /// Puts the rows of every head where `op` reads them, those of the past from `first` on, then runs it.
+    fn run(&self, cuda: &mut Cuda, op: &Op, first: usize) {
+        let width = self.spec.head_dim * 2;
+        for (role, all, first) in [
+            (Role::Key, &self.keys, first),
+            (Role::Value, &self.values, first),
+            (Role::OwnKey, &self.keys, self.step.past),
+            (Role::OwnValue, &self.values, self.step.past),
+        ] {
             for (span, rows) in spans(&self.plan, &self.step, op, role).into_iter().zip(all) {
-                cuda.write(span, &bytes_of(&rows[from * d..to * d])).unwrap();
+                cuda.write(span, &bytes_of(rows)[first * width..][..span.bytes as usize]).unwrap();
             }
         }
         for (span, rows) in spans(&self.plan, &self.step, op, Role::Query).into_iter().zip(&self.queries) {
@@ -77,27 +84,26 @@ impl Case {
 
     /// The attention output `[rows, q_dim]`.
     fn attend(&self, cuda: &mut Cuda) -> Vec<f64> {
-        let (heads, past, end) = (self.heads(), self.step.past, self.step.past + self.step.rows);
-        let op = |part, first, last| Op::Attend { layer: 0, heads, part, first, last };
-        let last = if self.resident {
-            let op = op(Part::Resident, true, true);
-            self.run(cuda, &op, (0, end));
-            op
-        } else {
-            let mut first = true;
-            for tile in self.plan.visible_tiles(&self.step, 0) {
-                let start = tile * self.plan.knobs().tile;
-                let rows = self.plan.tile_rows(&self.step, tile);
-                let slot = tile % self.plan.knobs().ring_slots;
-                self.run(cuda, &op(Part::Slot { tile, slot }, first, false), (start, start + rows));
-                first = false;
-            }
-            let op = op(Part::Own, first, true);
-            self.run(cuda, &op, (past, end));
-            op
+        let tiles = self.plan.visible_tiles(&self.step, 0);
+        let slot = |tile| tile % self.plan.knobs().ring_slots;
+        let mut parts: Vec<Part> = match self.resident {
+            true => vec![Part::Resident],
+            false => tiles.map(|tile| Part::Slot { tile, slot: slot(tile), own: false }).collect(),
         };
-        let out = spans(&self.plan, &self.step, &last, Role::AttnOut)[0];
-        bf16_of(&cuda.read(out).unwrap())
+        // With the last tile, as a schedule has it, or after it.
+        match parts.last_mut() {
+            Some(Part::Slot { own, .. }) if self.own_with_last => *own = true,
+            Some(Part::Resident) => (),
+            _ => parts.push(Part::Own),
+        }
+        let mut out = None;
+        for (i, part) in parts.iter().enumerate() {
+            let (first, last) = (i == 0, i + 1 == parts.len());
+            let op = Op::Attend { layer: 0, heads: self.heads(), part: *part, first, last };
+            self.run(cuda, &op, self.plan.past_rows(&self.step, *part).start);
+            out = spans(&self.plan, &self.step, &op, Role::AttnOut).first().copied();
+        }
+        bf16_of(&cuda.read(out.expect("the last part writes the output")).unwrap())
     }
 
     fn reference(&self, rounding: Rounding) -> Vec<f64> {
