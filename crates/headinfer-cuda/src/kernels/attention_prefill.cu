@@ -37,9 +37,8 @@
 #define STRIDE (DIM_PADDED * 2 + 16) // bytes of a row in shared memory
 #define TILE (KEYS * STRIDE)         // bytes of K or V of one block
 #define STEPS (DIM_PADDED / 16)
-#define AHEAD (STAGES > 1 ? STAGES - 1 : 1)   // blocks
-#define SLACK 8.0f                            // a weight is at most 2^SLACK
-#define SPARE (ROW_TILES * DIM_PADDED <= 192) // whether registers are left
+#define AHEAD (STAGES > 1 ? STAGES - 1 : 1) // blocks
+#define SLACK 8.0f                          // a weight is at most 2^SLACK
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
@@ -165,29 +164,34 @@ __device__ __forceinline__ Block block_of(const AttendParams &p, const Walk &w, 
 
 // Copies block i of K, of V, or of both at once, V a TILE after K; nothing past the last.
 template <bool K, bool V>
-__device__ __forceinline__ void load_block(const AttendParams &p, const Walk &w, int i, u32 to) {
-    if (i < w.blocks) {
-        int count = block_of(p, w, i).count;
-        const Piece &piece = w.piece_of(i);
-        const bf16 *from = piece.key + (u64)i * (KEYS * HEAD_DIM);
-        if (K) load_keys(to, from, count);
-        if (V) load_keys(to + (K ? TILE : 0), from + piece.apart, count);
-    }
+__device__ __forceinline__ void copy_block(const AttendParams &p, const Walk &w, int i, u32 to) {
+    if (i >= w.blocks) return;
+    int count = block_of(p, w, i).count;
+    const Piece &piece = w.piece_of(i);
+    const bf16 *from = piece.key + (u64)i * (KEYS * HEAD_DIM);
+    if (K) load_keys(to, from, count);
+    if (V) load_keys(to + (K ? TILE : 0), from + piece.apart, count);
 }
 
-// Copies of a block of K, then of V, given out a few at a time: in one go they would hold up the ldmatrix behind them.
-// A block that is not whole is left to `load_block`. Where they go is found before the barrier if there are registers to
-// keep it, which gains 2 to 5 % up to d = 96; at d = 128 it costs as much.
+template <bool K, bool V>
+__device__ __forceinline__ void load_block(const AttendParams &p, const Walk &w, int i, u32 to) {
+    copy_block<K, V>(p, w, i, to);
+    copy_commit();
+}
+
+// Copies of a whole block of K, then of V, given out a few at a time: in one go they would hold up the ldmatrix behind
+// them.
 struct Copies {
     u32 to;
     const bf16 *from;
     const Piece *piece;
-    bool any, whole;
+    bool any;
 
-    __device__ __forceinline__ void find(const Walk &w, int i, u32 tile) {
+    // Of block i; one that is not whole is copied at once.
+    __device__ __forceinline__ Copies(const AttendParams &p, const Walk &w, int i, u32 tile) {
         Place at;
-        whole = w.whole(i);
-        any = whole && at.copies();
+        any = w.whole(i) && at.copies();
+        if (!w.whole(i)) copy_block<true, true>(p, w, i, tile);
         piece = &w.piece_of(i);
         to = tile + at.row * STRIDE + at.column * 2;
         from = piece->key + (u64)i * (KEYS * HEAD_DIM) + (u32)(at.row * HEAD_DIM + at.column);
@@ -420,22 +424,16 @@ attention_prefill(const __grid_constant__ AttendParams p) {
     Walk &found = *(Walk *)((char *)memory + DIM_PADDED * 2);
     if (threadIdx.x == 0) find_walk(p, tile_row, found);
     __syncthreads();
-#if SPARE
-    Walk walk = found;
+#if ROW_TILES * DIM_PADDED <= 192
+    Walk walk = found; // there are registers for it
 #else
     Walk &walk = found;
 #endif
     Queries q;
     load_queries(p, tile_row, tiles + STAGES * 2 * TILE, q);
-    if (STAGES == 1) {
-        load_block<true, false>(p, walk, 0, tiles);
-        copy_commit();
-    }
+    if (STAGES == 1) load_block<true, false>(p, walk, 0, tiles);
 #pragma unroll
-    for (int i = 0; i + 1 < STAGES; i++) {
-        load_block<true, true>(p, walk, i, tiles + i * 2 * TILE);
-        copy_commit();
-    }
+    for (int i = 0; i + 1 < STAGES; i++) load_block<true, true>(p, walk, i, tiles + i * 2 * TILE);
     State state;
 #pragma unroll
     for (int i = 0; i < ROW_TILES * 2; i++) load_state(p, row + i * 8, state, i / 2, i % 2);
@@ -445,18 +443,12 @@ attention_prefill(const __grid_constant__ AttendParams p) {
         if (STAGES == 1) {
             copy_wait<0>(); // for K; everybody is done with the V before
             load_block<false, true>(p, walk, i, k + TILE);
-            copy_commit();
             scores(s, q, k, [](int) {});
             copy_wait<0>(); // for V; everybody is done with K
             load_block<true, false>(p, walk, i + 1, k);
-            copy_commit();
         } else {
-            u32 ahead = tiles + (i + AHEAD) % STAGES * 2 * TILE;
-            Copies copies;
-            if (SPARE) copies.find(walk, i + AHEAD, ahead);
             copy_wait<AHEAD - 1>(); // for block i; everybody is done with block i - 1
-            if (!SPARE) copies.find(walk, i + AHEAD, ahead);
-            if (!copies.whole) load_block<true, true>(p, walk, i + AHEAD, ahead);
+            Copies copies(p, walk, i + AHEAD, tiles + (i + AHEAD) % STAGES * 2 * TILE);
             scores(s, q, k, [&](int step) {
 #pragma unroll
                 for (int i = step * 2 * PASSES / STEPS; i < (step + 1) * 2 * PASSES / STEPS; i++) {
