@@ -165,12 +165,13 @@ __device__ __forceinline__ Block block_of(const AttendParams &p, const Walk &w, 
 // Copies block i of K, of V, or of both at once, V a TILE after K; nothing past the last.
 template <bool K, bool V>
 __device__ __forceinline__ void copy_block(const AttendParams &p, const Walk &w, int i, u32 to) {
-    if (i >= w.blocks) return;
-    int count = block_of(p, w, i).count;
-    const Piece &piece = w.piece_of(i);
-    const bf16 *from = piece.key + (u64)i * (KEYS * HEAD_DIM);
-    if (K) load_keys(to, from, count);
-    if (V) load_keys(to + (K ? TILE : 0), from + piece.apart, count);
+    if (i < w.blocks) {
+        int count = block_of(p, w, i).count;
+        const Piece &piece = w.piece_of(i);
+        const bf16 *from = piece.key + (u64)i * (KEYS * HEAD_DIM);
+        if (K) load_keys(to, from, count);
+        if (V) load_keys(to + (K ? TILE : 0), from + piece.apart, count);
+    }
 }
 
 template <bool K, bool V>
@@ -179,19 +180,18 @@ __device__ __forceinline__ void load_block(const AttendParams &p, const Walk &w,
     copy_commit();
 }
 
-// Copies of a whole block of K, then of V, given out a few at a time: in one go they would hold up the ldmatrix behind
-// them.
+// Copies of block i of K, then of V, given out a few at a time: in one go they would hold up the ldmatrix behind them. A
+// block that is not whole is left to `copy_block`.
 struct Copies {
     u32 to;
     const bf16 *from;
     const Piece *piece;
-    bool any;
+    bool any, whole;
 
-    // Of block i; one that is not whole is copied at once.
-    __device__ __forceinline__ Copies(const AttendParams &p, const Walk &w, int i, u32 tile) {
+    __device__ __forceinline__ Copies(const Walk &w, int i, u32 tile) {
         Place at;
-        any = w.whole(i) && at.copies();
-        if (!w.whole(i)) copy_block<true, true>(p, w, i, tile);
+        whole = w.whole(i);
+        any = whole && at.copies();
         piece = &w.piece_of(i);
         to = tile + at.row * STRIDE + at.column * 2;
         from = piece->key + (u64)i * (KEYS * HEAD_DIM) + (u32)(at.row * HEAD_DIM + at.column);
@@ -448,7 +448,9 @@ attention_prefill(const __grid_constant__ AttendParams p) {
             load_block<true, false>(p, walk, i + 1, k);
         } else {
             copy_wait<AHEAD - 1>(); // for block i; everybody is done with block i - 1
-            Copies copies(p, walk, i + AHEAD, tiles + (i + AHEAD) % STAGES * 2 * TILE);
+            u32 ahead = tiles + (i + AHEAD) % STAGES * 2 * TILE;
+            Copies copies(walk, i + AHEAD, ahead);
+            if (!copies.whole) copy_block<true, true>(p, walk, i + AHEAD, ahead);
             scores(s, q, k, [&](int step) {
 #pragma unroll
                 for (int i = step * 2 * PASSES / STEPS; i < (step + 1) * 2 * PASSES / STEPS; i++) {
