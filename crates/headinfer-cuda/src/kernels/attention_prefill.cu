@@ -109,57 +109,26 @@ struct Walk {
     u32 past, own; // first block of each piece, from position 0 and from own_from
     int past_blocks, blocks;
     char row[DIM_PADDED * 2];
-    int clear_from, clear_to;  // blocks [clear_from, clear_to) but a short one need no mask
-    int past_short, own_short; // the block of each piece that has fewer keys, or -1
+    int clear_from, clear_to;  // blocks [clear_from, clear_to) but a ragged one need no mask
+    int ragged, own_ragged;    // the block of each piece that has fewer keys, or -1
     struct {
         char row[DIM_PADDED * 2];
         Piece piece;
     } kv[2]; // past, own
 
     __device__ __forceinline__ bool whole(int i) const {
-        return HEAD_DIM == DIM_PADDED && i < blocks && i != past_short && i != own_short;
+        return HEAD_DIM == DIM_PADDED && i < blocks && i != ragged && i != own_ragged;
     }
     __device__ __forceinline__ const Piece &piece_of(int i) const { return kv[i >= past_blocks].piece; }
 };
 
-struct Block {
-    u64 start; // position of its first key
-    int count;
-};
-
-// How many of `count` blocks from `first` on are before block `end`.
-__device__ __forceinline__ int between(u64 end, u32 first, int count) {
-    return end > first ? (int)least(end - first, count) : 0;
-}
-
-__device__ __forceinline__ void find_walk(const AttendParams &p, u32 row, Walk &w) {
-    u64 first = first_visible(p, position_of(p, row)), end = position_of(p, row + ROWS - 1) + 1;
-    u32 past_end = (u32)((p.past_to + KEYS - 1) / KEYS);
-    u32 own_end = (u32)((most(least(p.own_to, end), p.own_from) - p.own_from + KEYS - 1) / KEYS);
-    w.past = (u32)(most(p.past_from, first) / KEYS);
-    w.past_blocks = p.past_from < p.past_to && w.past < past_end ? past_end - w.past : 0;
-    w.own = first > p.own_from ? (u32)((first - p.own_from) / KEYS) : 0;
-    int own_blocks = w.own < own_end ? own_end - w.own : 0;
-    w.blocks = w.past_blocks + own_blocks;
-    Range seen = seen_by_all(p, row, ROWS);
-    u64 own_seen = most(least(seen.to, p.own_to), p.own_from) - p.own_from;
-    w.clear_from = between((seen.from + KEYS - 1) / KEYS, w.past, w.past_blocks) +
-                   between((most(seen.from, p.own_from) - p.own_from + KEYS - 1) / KEYS, w.own, own_blocks);
-    w.clear_to = w.past_blocks + between(own_seen / KEYS, w.own, own_blocks);
-    w.past_short = p.past_to % KEYS ? w.past_blocks - 1 : -1;
-    w.own_short = own_end * (u64)KEYS > p.own_to - p.own_from ? w.blocks - 1 : -1;
+__device__ __forceinline__ void find_pieces(const AttendParams &p, Walk &w) {
+    bool ragged = w.blocks > w.past_blocks && block_of(p, w, w.blocks - 1).count < KEYS;
+    w.own_ragged = ragged ? w.blocks - 1 : -1;
     const bf16 *past = p.key[blockIdx.y] + ((u64)w.past * KEYS - p.past_from) * HEAD_DIM;
     const bf16 *own = p.own_key[blockIdx.y] + ((i64)w.own - w.past_blocks) * (KEYS * HEAD_DIM);
     w.kv[0].piece = {past, p.value[blockIdx.y] - p.key[blockIdx.y]};
     w.kv[1].piece = {own, p.own_value[blockIdx.y] - p.own_key[blockIdx.y]};
-}
-
-__device__ __forceinline__ Block block_of(const AttendParams &p, const Walk &w, int i) {
-    Block b;
-    bool past = i < w.past_blocks;
-    b.start = (u64)(past ? w.past + i : w.own + (i - w.past_blocks)) * KEYS + (past ? 0 : p.own_from);
-    b.count = (int)least(KEYS, (past ? p.past_to : p.own_to) - b.start);
-    return b;
 }
 
 // Copies block i of K, of V, or of both at once, V a TILE after K; nothing past the last.
@@ -367,47 +336,6 @@ __device__ __forceinline__ void weigh(const float (&s)[ROW_TILES][8][4], u32 v, 
     for (int i = 0; i < ROW_TILES * 2; i++) state.sum[i / 2][i % 2] += quad_sum(total[i / 2][i % 2]);
 }
 
-// One row of a lane: row tile m, the lower or upper one.
-__device__ __forceinline__ void load_state(const AttendParams &p, u32 row, State &state, int m, int r) {
-    int column = (threadIdx.x & 3) * 2;
-    bool held = !p.first && row < p.rows;
-    u64 at = (u64)blockIdx.y * p.rows + row;
-    state.max[m][r] = held ? p.state_max[at] : NEG_INFINITY;
-    state.sum[m][r] = held ? p.state_sum[at] : 0.0f;
-#pragma unroll
-    for (int n = 0; n < 2 * STEPS; n++) {
-        float2 x = make_float2(0.0f, 0.0f);
-        if (held && n * 8 < HEAD_DIM) x = *(const float2 *)(p.state_acc + at * HEAD_DIM + n * 8 + column);
-        state.acc[m][n][2 * r] = x.x;
-        state.acc[m][n][2 * r + 1] = x.y;
-    }
-}
-
-__device__ __forceinline__ void store_state(const AttendParams &p, u32 row, const State &state, int m, int r) {
-    int column = (threadIdx.x & 3) * 2;
-    u64 at = (u64)blockIdx.y * p.rows + row;
-    if (column == 0) {
-        p.state_max[at] = state.max[m][r];
-        p.state_sum[at] = state.sum[m][r];
-    }
-#pragma unroll
-    for (int n = 0; n < HEAD_DIM / 8; n++) {
-        *(float2 *)(p.state_acc + at * HEAD_DIM + n * 8 + column) =
-            make_float2(state.acc[m][n][2 * r], state.acc[m][n][2 * r + 1]);
-    }
-}
-
-// Accumulator over sum; zeros for a row that saw nothing.
-__device__ __forceinline__ void store_out(const AttendParams &p, u32 row, const State &state, int m, int r) {
-    float scale = state.sum[m][r] > 0.0f ? 1.0f / state.sum[m][r] : 0.0f;
-    u64 head = p.out_column + ((u64)blockIdx.y * p.group + row % p.group) * HEAD_DIM;
-    bf16 *to = p.out + row / p.group * p.out_stride + head + (threadIdx.x & 3) * 2;
-#pragma unroll
-    for (int n = 0; n < HEAD_DIM / 8; n++) {
-        *(u32 *)(to + n * 8) = pack_bf16(state.acc[m][n][2 * r] * scale, state.acc[m][n][2 * r + 1] * scale);
-    }
-}
-
 // Grid (tiles of rows, heads). The last tile sees most and starts first. From block `wave` on the order is turned
 // round: where two blocks share a multiprocessor and all start at once, those that see most meet those that see least.
 __device__ __forceinline__ u32 tile_of(const AttendParams &p) {
@@ -422,7 +350,10 @@ attention_prefill(const __grid_constant__ AttendParams p) {
     u32 tile_row = tile_of(p) * ROWS;
     u32 row = tile_row + (threadIdx.x >> 5) * WARP_ROWS + ((threadIdx.x & 31) >> 2);
     Walk &found = *(Walk *)((char *)memory + DIM_PADDED * 2);
-    if (threadIdx.x == 0) find_walk(p, tile_row, found);
+    if (threadIdx.x == 0) {
+        find_walk(p, tile_row, ROWS, found);
+        find_pieces(p, found);
+    }
     __syncthreads();
 #if ROW_TILES * DIM_PADDED <= 192
     Walk walk = found; // there are registers for it
@@ -436,7 +367,7 @@ attention_prefill(const __grid_constant__ AttendParams p) {
     for (int i = 0; i + 1 < STAGES; i++) load_block<true, true>(p, walk, i, tiles + i * 2 * TILE);
     State state;
 #pragma unroll
-    for (int i = 0; i < ROW_TILES * 2; i++) load_state(p, row + i * 8, state, i / 2, i % 2);
+    for (int i = 0; i < ROW_TILES * 2; i++) load_row(p, row + i * 8, state.max[i / 2][i % 2], state.sum[i / 2][i % 2], state.acc[i / 2], i % 2);
     for (int i = 0; i < walk.blocks; i++) {
         u32 k = tiles + i % STAGES * 2 * TILE;
         float s[ROW_TILES][8][4];
@@ -459,7 +390,7 @@ attention_prefill(const __grid_constant__ AttendParams p) {
             });
             copy_commit();
         }
-        if (i < walk.clear_from || i >= walk.clear_to || i == walk.past_short) {
+        if (i < walk.clear_from || i >= walk.clear_to || i == walk.ragged) {
             Block block = block_of(p, walk, i);
 #pragma unroll
             for (int m = 0; m < ROW_TILES; m++) {
@@ -474,10 +405,6 @@ attention_prefill(const __grid_constant__ AttendParams p) {
 #pragma unroll
     for (int i = 0; i < ROW_TILES * 2; i++) {
         if (row + i * 8 >= p.rows) continue;
-        if (p.last) {
-            store_out(p, row + i * 8, state, i / 2, i % 2);
-        } else {
-            store_state(p, row + i * 8, state, i / 2, i % 2);
-        }
+        store_row(p, row + i * 8, state.max[i / 2][i % 2], state.sum[i / 2][i % 2], state.acc[i / 2], i % 2);
     }
 }

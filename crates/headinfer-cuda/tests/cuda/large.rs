@@ -10,7 +10,7 @@ use headinfer_core::plan::{
     DeviceKind, Heads, Op, Overrides, Part, PlacementMode, Plan, Request, Role, Span, Step, WeightsMode,
 };
 use headinfer_core::units::{Bytes, GIB};
-use headinfer_cuda::{Cuda, CudaOptions, CudaWeights, Tiling};
+use headinfer_cuda::{Cuda, CudaOptions, CudaWeights, PrefillKernel, Tiling};
 
 use crate::run::{bf16_of, bytes_of, has_gpu, logits, open_plan, options, random_bf16, run_op, spans};
 use crate::support::{Draw, llama_3_8b, request, tiny};
@@ -254,7 +254,7 @@ impl Prefill {
         };
         let request = Request { overrides, ..request(DeviceKind::Cuda, past + rows) };
         let plan = Arc::new(Plan::new(&spec, &request).unwrap());
-        let options = CudaOptions { tiling: Some(tiling), ..quick() };
+        let options = CudaOptions { prefill: Some(PrefillKernel::Portable(tiling)), ..quick() };
         let cuda = open_plan(&plan, &Arc::new(random_weights(&spec, 0)), &options);
         let mut this = Self { tiling, plan, cuda };
         for past in [0, past] {

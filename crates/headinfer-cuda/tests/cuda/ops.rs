@@ -9,12 +9,12 @@ use headinfer_core::plan::{
     Access, DeviceKind, Heads, Lane, Memory, Op, Overrides, Part, Plan, Request, Role, Span, Step,
     WeightsMode,
 };
-use headinfer_cuda::{Cuda, CudaOptions, Tiling, probe};
+use headinfer_cuda::{Cuda, CudaOptions, Hopper, PrefillKernel, Tiling, probe};
 
 use crate::reference::{Rounding, attend};
 use crate::run::{
-    bf16_of, bytes_of, everything, f32_of, has_gpu, open_plan, options, random_bf16, relative_error, run_op,
-    spans,
+    bf16_of, bytes_of, everything, f32_of, has_gpu, open_plan, options, options_by_kernel, random_bf16,
+    relative_error, run_op, spans,
 };
 use crate::support::{Draw, request, tiny};
 
@@ -134,14 +134,16 @@ fn attention_is_as_exact_as_bf16_allows() {
         // Sharp and flat softmaxes.
         let case = random_case(&mut draw, [1.0, 0.3, 3.0][round % 3]);
         let weights = Arc::new(random_weights(&case.spec, 0));
-        let mut cuda = open_plan(&case.plan, &weights, &options());
         let exact = case.reference(Rounding::Exact);
         let allowed = 2.0 * relative_error(&case.reference(Rounding::Plain), &exact) + 1.0 / 1024.0;
-        let error = relative_error(&case.attend(&mut cuda), &exact);
         let (step, d, group) = (case.step, case.spec.head_dim, case.spec.group());
-        let what = format!("d {d} group {group} window {:?} {step:?}", case.spec.windows[0]);
-        eprintln!("{what} resident {}: error {error:.2e}, allowed {allowed:.2e}", case.resident);
-        assert!(error <= allowed, "{error} > {allowed}: {what} {:?}", case.plan.knobs());
+        for options in options_by_kernel(d) {
+            let error = relative_error(&case.attend(&mut open_plan(&case.plan, &weights, &options)), &exact);
+            let kernel = options.prefill;
+            let what = format!("d {d} group {group} window {:?} {step:?} {kernel:?}", case.spec.windows[0]);
+            eprintln!("{what} resident {}: error {error:.2e}, allowed {allowed:.2e}", case.resident);
+            assert!(error <= allowed, "{error} > {allowed}: {what} {:?}", case.plan.knobs());
+        }
     }
 }
 
@@ -157,11 +159,48 @@ fn every_tiling_gives_the_same_bits() {
         let case = random_case(&mut draw, 1.0);
         let weights = Arc::new(random_weights(&case.spec, 0));
         let d = case.spec.head_dim;
-        let expected = case.attend(&mut open_plan(&case.plan, &weights, &options()));
+        let attend = |tiling| {
+            let options = CudaOptions { prefill: Some(PrefillKernel::Portable(tiling)), ..options() };
+            case.attend(&mut open_plan(&case.plan, &weights, &options))
+        };
+        let expected = attend(Tiling::new(d, shared));
         for tiling in Tiling::candidates(d).iter().filter(|t| t.fits(d, shared)) {
-            let options = CudaOptions { tiling: Some(*tiling), ..options() };
-            let got = case.attend(&mut open_plan(&case.plan, &weights, &options));
-            assert!(got == expected, "d {d} {tiling:?} {:?} window {:?}", case.step, case.spec.windows[0]);
+            assert!(
+                attend(*tiling) == expected,
+                "d {d} {tiling:?} {:?} window {:?}",
+                case.step,
+                case.spec.windows[0]
+            );
+        }
+    }
+}
+
+/// Nor does how the Hopper kernel shares its work change a bit.
+#[test]
+fn every_build_of_the_hopper_kernel_gives_the_same_bits() {
+    if !has_gpu() {
+        return;
+    }
+    let mut draw = Draw(44);
+    for _ in 0..24 {
+        let case = random_case(&mut draw, 1.0);
+        let d = case.spec.head_dim;
+        let PrefillKernel::Hopper(usual) = probe(0).unwrap().prefill_kernel(d) else { continue };
+        let weights = Arc::new(random_weights(&case.spec, 0));
+        let attend = |built| {
+            let options = CudaOptions { prefill: Some(PrefillKernel::Hopper(built)), ..options() };
+            case.attend(&mut open_plan(&case.plan, &weights, &options))
+        };
+        let expected = attend(usual);
+        let consumers: &[usize] = if d == 64 { &[2, 3, 4] } else { &[2] };
+        for (&consumers, in_turns) in consumers.iter().flat_map(|c| [(c, false), (c, true)]) {
+            let built = Hopper { consumers, in_turns, ..usual };
+            assert!(
+                attend(built) == expected,
+                "d {d} {built:?} {:?} window {:?}",
+                case.step,
+                case.spec.windows[0]
+            );
         }
     }
 }
