@@ -17,7 +17,7 @@ use crate::device::{Context, DeviceInfo, memory};
 use crate::error::{CudaError, Named};
 use crate::exec::Executor;
 use crate::gemm::Gemm;
-use crate::launch::attention_prefill::Tiling;
+use crate::launch::attention_prefill::PrefillKernel;
 use crate::launch::{HEADS_MAX, Kernels};
 use crate::log::Log;
 use crate::past;
@@ -43,8 +43,8 @@ pub struct CudaOptions {
     pub poison: bool,
     /// Delay commands at random, from this seed: what events do not order then shows (tests).
     pub delays: Option<u64>,
-    /// How prefill attention is built, instead of what suits the device (tests).
-    pub tiling: Option<Tiling>,
+    /// Which kernel computes prefill attention, instead of [`DeviceInfo::prefill_kernel`].
+    pub prefill: Option<PrefillKernel>,
 }
 
 /// The CUDA backend of one plan.
@@ -112,8 +112,8 @@ impl Cuda {
         let host = HostSlab::growing(growth, Arc::new(driver))?;
         let memories = Memories { device, host };
         let head_dim = plan.spec.head_dim;
-        let tiling = options.tiling.unwrap_or_else(|| Tiling::new(head_dim, context.info.shared_bytes));
-        let kernels = Kernels::load(&context.info, head_dim, tiling, options.cache_dir.as_deref())?;
+        let prefill = options.prefill.unwrap_or_else(|| context.info.prefill_kernel(head_dim));
+        let kernels = Kernels::load(&context.info, head_dim, prefill, options.cache_dir.as_deref())?;
         let lanes = [Stream::new()?, Stream::new()?, Stream::new()?];
         weights::fill(&plan, &weights, &memories, &kernels, lanes[0].raw())?;
         let gemm = Gemm::new(layout.region_bytes(RegionId::GemmWorkspace))?;
@@ -434,7 +434,8 @@ impl Backend for Cuda {
         // cuBLASLt chooses its kernels by version and device.
         let cublas = crate::gemm::version();
         let library = format!("driver {driver} nvrtc {nvrtc} cublaslt {cublas}");
-        Some(format!("cuda {name} {sm} {multiprocessors} {library}"))
+        let prefill = self.executor.kernels.prefill().name();
+        Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}"))
     }
 
     fn stats(&self) -> Stats {
