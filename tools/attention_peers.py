@@ -113,12 +113,12 @@ class Portable(Kernel):
         super().__init__(driver, "attention_prefill", defines, shared, warps * 32)
         call("cuFuncSetAttribute", driver.cuFuncSetAttribute(self.function, 9, 100))
 
-    def run(self, query, key, value, own, rest):
+    def run(self, query, key, value, rest):
         params = Pointers(**rest)
         for h in range(len(query)):
             params.query[h] = query[h].data_ptr()
-            params.key[h], params.value[h] = key[h].data_ptr(), value[h].data_ptr()
-            params.own_key[h], params.own_value[h] = key[h, own:].data_ptr(), value[h, own:].data_ptr()
+            params.key[h] = params.own_key[h] = key[h].data_ptr()
+            params.value[h] = params.own_value[h] = value[h].data_ptr()
         tiles = -(-params.rows // self.rows)
         all_at_once = self.blocks == 2 and tiles * len(query) <= 2 * self.multiprocessors
         params.wave = self.multiprocessors if all_at_once else 0xFFFFFFFF
@@ -134,25 +134,24 @@ class Hopper(Kernel):
         shared = (self.rows + 2 * stages * self.keys) * d * 2 + (1 + 4 * stages) * 8
         super().__init__(driver, "attention_prefill_hopper", defines, shared, (consumers + 1) * 128)
 
-    def map(self, tensor, first, rows, box):
-        """Of rows [first, first + rows) of [heads, all rows, d]."""
+    def map(self, tensor, box):
+        """Of [heads, rows, d]."""
         raw = (u64 * 24)()
         at = (ctypes.addressof(raw) + 63) // 64 * 64
-        heads, all_rows, d = tensor.shape
-        sizes, strides = (u64 * 3)(d, max(rows, 1), heads), (u64 * 2)(d * 2, all_rows * d * 2)
+        heads, rows, d = tensor.shape
+        sizes, strides = (u64 * 3)(d, rows, heads), (u64 * 2)(d * 2, rows * d * 2)
         window, steps = (u32 * 3)(64, box, 1), (u32 * 3)(1, 1, 1)
-        address = ctypes.c_void_p(tensor.data_ptr() + first * d * 2)
+        address = ctypes.c_void_p(tensor.data_ptr())
         bf16, swizzle, promotion = 9, 3, 2
         encode = self.driver.cuTensorMapEncodeTiled
         call("tensor map", encode(ctypes.c_void_p(at), bf16, 3, address, sizes, strides, window, steps, 0, swizzle, promotion, 0))
         return TensorMap(*TensorMap.from_address(at))
 
-    def run(self, query, key, value, own, rest):
+    def run(self, query, key, value, rest):
         params = Maps(**rest)
-        params.query = self.map(query, 0, query.shape[1], self.rows)
-        own_rows = rest["own_to"] - rest["own_from"]
-        params.past_key, params.past_value = (self.map(x, 0, rest["past_to"], self.keys) for x in (key, value))
-        params.own_key, params.own_value = (self.map(x, own % x.shape[1], own_rows, self.keys) for x in (key, value))
+        params.query = self.map(query, self.rows)
+        params.past_key = params.own_key = self.map(key, self.keys)
+        params.past_value = params.own_value = self.map(value, self.keys)
         self.launch(-(-params.rows // self.rows), len(query), params)
 
 
@@ -175,8 +174,8 @@ def contenders(driver, d, memory, shape):
     keys = past or tokens
     query, key, value = (memory[i][: n * d].view(-1, rows, d) for i, (n, rows) in enumerate(
         [(GROUP * kv_heads * tokens, GROUP * tokens), (kv_heads * keys, keys), (kv_heads * keys, keys)]))
-    own = (0, 0) if past else (0, tokens)
-    rest = dict(out=memory[3].data_ptr(), q_start=past, past_to=past, own_from=past + own[0], own_to=past + own[1])
+    # All keys are of one piece: the past, or, causal, the step's own.
+    rest = dict(out=memory[3].data_ptr(), q_start=past, past_to=past, own_from=past, own_to=past or tokens)
     rest |= dict(out_stride=kv_heads * GROUP * d, rows=tokens * GROUP, group=GROUP, first=1, last=1)
     rest |= dict(scale_log2=1.4426950408889634 / d**0.5)
 
@@ -189,7 +188,7 @@ def contenders(driver, d, memory, shape):
 
     found = {"cudnn": torch_by(SDPBackend.CUDNN_ATTENTION), "flash": torch_by(SDPBackend.FLASH_ATTENTION)}
     for name, kernel in driver.items():
-        found[name] = lambda kernel=kernel: kernel.run(query, key, value, own[0], rest)
+        found[name] = lambda kernel=kernel: kernel.run(query, key, value, rest)
     return found
 
 

@@ -15,7 +15,7 @@
 // a scheduler, as its latency shows: at d = 64 two consumers leave the tensor cores idle, four do not.
 //
 // Tried on one H100 at its power limit, of torch's cuDNN on the same data in turns (bench/runs/2026-11-24-h100-16c/
-// hopper.txt): 8K and 32K causal rows of 32 query and 8 KV heads; 8K and 16K rows of 4 query heads over 128K keys.
+// hopper-tried.txt): 8K and 32K causal rows of 32 query and 8 KV heads; 8K and 16K rows of 4 query heads over 128K keys.
 //   d    CONSUMERS x KEYS x STAGES    8K     32K    8K/128K  16K/128K   expected
 //   128  2 x 128 x 2, in turns        1.03   1.07   1.05     1.05       1.0: softmax half hidden by each of the overlaps
 //   128  2 x 128 x 2                  1.04   0.98   1.05     0.97       a little less
