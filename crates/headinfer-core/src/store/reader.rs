@@ -192,11 +192,11 @@ mod tests {
                 }
             }
         }
-        println!("MiB a piece, way, at once: GB/s least, median, most of {ROUNDS}");
+        eprintln!("MiB a piece, way, at once: GB/s least, median, most of {ROUNDS}");
         for ((piece, way, count), mut rates) in rates {
             rates.sort_by(f64::total_cmp);
             let [least, median, most] = [0, ROUNDS / 2, ROUNDS - 1].map(|i| rates[i]);
-            println!("{piece} {way:8} {count:2}: {least:.2} {median:.2} {most:.2}");
+            eprintln!("{piece} {way:8} {count:2}: {least:.2} {median:.2} {most:.2}");
         }
     }
 }
