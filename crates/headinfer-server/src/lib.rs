@@ -17,6 +17,7 @@ mod sessions;
 mod stream;
 mod tools;
 mod web;
+mod worded;
 mod worker;
 
 pub use config::{ConfigError, Defaults, Limits, ServerConfig};

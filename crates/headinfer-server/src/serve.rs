@@ -18,6 +18,7 @@ use crate::api::App;
 use crate::config::{ConfigError, ServerConfig};
 use crate::model::ServedModel;
 use crate::patience::Patient;
+use crate::worded::Worded;
 use crate::worker::{EngineHandle, State};
 
 /// Why a server does not start or go on.
@@ -208,7 +209,7 @@ fn connect(
         .header_read_timeout(limits.head_time)
         .max_buf_size(limits.head_bytes)
         .serve_connection(
-            TokioIo::new(Patient::new(stream, limits.write_time)),
+            TokioIo::new(Worded::new(Patient::new(stream, limits.write_time), limits.head_bytes)),
             TowerToHyperService::new(router),
         );
     let connection = watcher.watch(connection);

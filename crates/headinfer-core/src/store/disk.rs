@@ -9,13 +9,12 @@ use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rayon::prelude::*;
 use rustix::fs::OFlags;
 
 use super::format::ALIGN;
+use super::reader::Reader;
 
-/// Bytes of one read or write. In pieces of this size a disk of 0.75 GB/s read as fast for one thread as for sixteen, so
-/// there is no queue for io_uring to deepen.
+/// Bytes of one write.
 const PIECE: usize = 4 << 20;
 
 /// Memory at an address that direct I/O accepts.
@@ -49,18 +48,14 @@ impl DerefMut for Buffer {
 }
 
 /// Fills `buffer` from the file at `path`, which must be a plain one of our own and of just that length. `Ok(Err)`
-/// is its length when it is another; pieces are read by all threads at once.
-pub(super) fn read(path: &Path, buffer: &mut [u8]) -> io::Result<Result<(), u64>> {
+/// is its length when it is another.
+pub(super) fn read(reader: &Reader, path: &Path, buffer: &mut [u8]) -> io::Result<Result<(), u64>> {
     let (plain, bytes) = open_ours(path)?;
     if bytes != buffer.len() as u64 {
         return Ok(Err(bytes));
     }
-    let mut read = |file: &File| {
-        let pieces = buffer.par_chunks_mut(PIECE).enumerate();
-        pieces.try_for_each(|(i, piece)| file.read_exact_at(piece, (i * PIECE) as u64))
-    };
-    match open(path, OFlags::NOFOLLOW | OFlags::DIRECT).and_then(|direct| read(&direct)) {
-        Err(error) if is_no_direct(&error) => read(&plain)?,
+    match open_direct(path).and_then(|direct| reader.fill(&direct, buffer)) {
+        Err(error) if is_no_direct(&error) => reader.fill(&plain, buffer)?,
         result => result?,
     }
     Ok(Ok(()))
@@ -99,6 +94,11 @@ pub(super) fn open_ours(path: &Path) -> io::Result<(File, u64)> {
 /// Whether `uid` is the user that we run as. Checksums find accidents, not malice: files of others are not believed.
 pub(super) fn is_ours(uid: u32) -> bool {
     rustix::process::geteuid().as_raw() == uid
+}
+
+/// Opens a file to be read around the page cache.
+pub(super) fn open_direct(path: &Path) -> io::Result<File> {
+    open(path, OFlags::NOFOLLOW | OFlags::DIRECT)
 }
 
 fn open(path: &Path, flags: OFlags) -> io::Result<File> {

@@ -12,6 +12,9 @@ mod disk;
 mod folder;
 pub mod format;
 mod key;
+mod pieces;
+mod reader;
+mod ring;
 mod trail;
 mod writer;
 
@@ -29,6 +32,8 @@ use crate::units::{Bytes, GIB};
 use folder::{Folder, NOTE_BYTES};
 use format::Shape;
 pub use key::{Key, Link};
+use reader::Reader;
+pub use reader::Reads;
 use trail::Handle;
 pub use trail::{Kept, Trail};
 pub use writer::BUFFERS;
@@ -41,11 +46,13 @@ pub struct StoreOptions {
     pub bytes_max: u64,
     /// Tokens between checkpoints, rounded up to whole chunks. Part of what a file is found by.
     pub interval_min: usize,
+    /// How files are read.
+    pub reads: Reads,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { bytes_max: 64 * GIB, interval_min: 512 }
+        Self { bytes_max: 64 * GIB, interval_min: 512, reads: Reads::Auto }
     }
 }
 
@@ -135,8 +142,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn open(path: &Path, options: &StoreOptions) -> Result<Self, StoreError> {
-        let StoreOptions { bytes_max, interval_min } = *options;
-        let shared = Arc::new(Shared::new(Folder::open(path, bytes_max)?));
+        let StoreOptions { bytes_max, interval_min, reads } = *options;
+        let shared = Arc::new(Shared::new(Folder::open(path, bytes_max)?, Reader::new(reads)));
         let (jobs, receiver) = sync_channel(BUFFERS);
         let writes = shared.clone();
         let thread = std::thread::Builder::new().name("store".into());

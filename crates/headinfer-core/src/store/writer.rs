@@ -13,6 +13,7 @@ use super::disk::{self, Buffer};
 use super::folder::Folder;
 use super::format::{self, Shape};
 use super::key::Link;
+use super::reader::Reader;
 
 /// Intervals held in memory at once: one being written or read while another is filled.
 pub const BUFFERS: usize = 2;
@@ -56,6 +57,7 @@ impl Outcome {
 /// What all users of a store share.
 pub(super) struct Shared {
     pub(super) folder: Folder,
+    reader: Reader,
     state: Mutex<State>,
     /// A buffer came back, or a job ended.
     changed: Condvar,
@@ -85,9 +87,10 @@ struct State {
 }
 
 impl Shared {
-    pub(super) fn new(folder: Folder) -> Self {
+    pub(super) fn new(folder: Folder, reader: Reader) -> Self {
         Self {
             folder,
+            reader,
             state: Mutex::default(),
             changed: Condvar::new(),
             written_files: 0.into(),
@@ -265,7 +268,7 @@ fn store(shared: &Shared, job: &Job) -> io::Result<()> {
 /// for `format::open` to say.
 pub(super) fn load(shared: &Shared, link: &Link, buffer: &mut Buffer) -> bool {
     let path: &Path = &shared.folder.path_of(link);
-    match disk::read(path, buffer) {
+    match disk::read(&shared.reader, path, buffer) {
         Ok(Ok(())) => {
             shared.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
             true

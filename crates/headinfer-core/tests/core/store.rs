@@ -11,7 +11,7 @@ use headinfer_core::engine::Session;
 use headinfer_core::model::config::load_config;
 use headinfer_core::model::{ModelDigest, Weights};
 use headinfer_core::plan::Overrides;
-use headinfer_core::store::{Kept, Store, StoreError, StoreOptions, Trail, buffer_bytes};
+use headinfer_core::store::{Kept, Reads, Store, StoreError, StoreOptions, Trail, buffer_bytes};
 use tempfile::TempDir;
 
 use crate::placement::{Case, bounded, cases, random_request};
@@ -326,6 +326,26 @@ fn whoever_waits_for_the_disk_is_told_and_its_memory_is_known_before() {
     // The last is told of when its file is there already: dropping the store waits for its thread.
     drop((trail, store));
     assert_eq!(told.load(Ordering::SeqCst), written);
+}
+
+#[test]
+fn however_files_are_read_the_bits_and_the_memory_are_the_same() {
+    let case = &cases()[0];
+    let expected = walk(&mut plain(case), case);
+    let dir = folder();
+    fill(dir.path(), case);
+    let stats = [Reads::Auto, Reads::Threads].map(|reads| {
+        let store = Store::open(dir.path(), &StoreOptions { reads, ..options(case) }).unwrap();
+        let mut session = plain(case);
+        let mut trail = trail(&store, case, &session);
+        let tokens = restore(&mut session, &mut trail, &case.ids);
+        assert_eq!(tokens, (case.ids.len() - 1) / case.chunk * case.chunk);
+        assert!(walk(&mut session, case) == expected, "{reads:?}");
+        assert!(store.stats().buffer_bytes <= trail.memory_bytes());
+        store.stats()
+    });
+    assert_eq!(stats[0], stats[1]);
+    assert!(stats[0].read_bytes > 0 && stats[0].warnings == 0);
 }
 
 #[test]

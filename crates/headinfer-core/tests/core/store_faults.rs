@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use headinfer_core::engine::Session;
 use headinfer_core::model::random::random_weights;
-use headinfer_core::store::{Store, StoreOptions};
+use headinfer_core::store::{Reads, Store, StoreOptions};
 
 use crate::placement::{Case, cases};
 use crate::run::logits;
@@ -124,7 +124,8 @@ fn a_damaged_file_costs_its_tokens_and_one_warning_and_never_an_answer() {
         }
         let (first, what) = damage(&mut draw, &copies, &foreign);
         kinds.insert(what);
-        let store = Store::open(dir.path(), &options(&case)).unwrap();
+        let reads = [Reads::Auto, Reads::Threads][round / 4 % 2];
+        let store = Store::open(dir.path(), &StoreOptions { reads, ..options(&case) }).unwrap();
         let mut session = plain(&case);
         let mut trail = trail(&store, &case, &session);
         let restored = restore(&mut session, &mut trail, &case.ids);

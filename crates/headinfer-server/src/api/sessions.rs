@@ -26,6 +26,10 @@ pub(super) async fn cancel(State(app): State<App>, name: Named) -> Result<Respon
     }
 }
 
+/// Whoever comes back after a restart needs to know that nothing but the name is lost.
 fn unknown() -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "there is no work of this name").code("session_not_found")
+    let message = "there is no work of this name: names end with the server's process, and when newer works need their \
+                   place. POST the question again with the name as X-Session-Id: what is kept of its prompt is not \
+                   computed again";
+    ApiError::new(StatusCode::NOT_FOUND, message).code("session_not_found")
 }

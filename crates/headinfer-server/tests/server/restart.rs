@@ -58,6 +58,11 @@ async fn a_work_with_a_name_that_was_cut_off_is_resumed_by_who_asks_again() {
     drop(events);
     end(house).await;
     let house = kept(dir.path(), 1).await;
+    // Its name is gone, and whoever asks for it hears what to do.
+    let gone = house.get("/v1/sessions/book").await;
+    assert_eq!((gone.status.as_u16(), &gone.json["error"]["code"]), (404, &json!("session_not_found")));
+    let message = gone.json["error"]["message"].as_str().unwrap();
+    assert!(["process", "POST", "X-Session-Id"].iter().all(|word| message.contains(word)), "{message}");
     let named = house.with("x-session-id", "book");
     let chunks = named.stream("/v1/completions", &body).await.all().await;
     let cached = chunks.last().unwrap()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();

@@ -33,6 +33,7 @@ async fn left_alone(name: &str, body: &Value) -> (House, Client, Value) {
     let chunk = events.until(|c| c["prompt_progress"]["processed"] == 2 * CHUNK).await;
     drop(events);
     house.until("the server knows", async || house.metric("connections").await == 1.0).await;
+    house.until("the third chunk is begun", async || house.gate.steps().len() == 3).await;
     (house, named, chunk["id"].clone())
 }
 
