@@ -11,14 +11,27 @@ use rayon::prelude::*;
 /// Runs all tasks, in order of claim on as many threads as have time, and tells each what its thread does next. Few
 /// tasks of much work first and small ones last keep all busy to the end: [`portion`].
 pub(super) fn share<T: Send>(tasks: Vec<T>, run: impl Fn(T, Option<&T>) + Sync) {
+    share_with(tasks, || (), |(), task, next| run(task, next));
+}
+
+/// As [`share`], with what a thread makes once and all its tasks use.
+pub(super) fn share_with<T: Send, A>(
+    tasks: Vec<T>,
+    make: impl Fn() -> A + Sync,
+    run: impl Fn(&mut A, T, Option<&T>) + Sync,
+) {
     let workers = tasks.len().min(rayon::current_num_threads());
     let queue = Mutex::new(tasks.into_iter());
     let claim = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = |_| {
         let mut claimed = claim();
+        if claimed.is_none() {
+            return;
+        }
+        let mut own = make();
         while let Some(task) = claimed {
             claimed = claim();
-            run(task, claimed.as_ref());
+            run(&mut own, task, claimed.as_ref());
         }
     };
     match workers {
