@@ -24,47 +24,58 @@ pub(super) struct Strip<'a> {
 }
 
 /// Lines of the next block, asked for while this one is worked on.
-pub(super) struct Ahead<'a> {
-    lines: std::iter::Chain<std::slice::Chunks<'a, u16>, std::slice::Chunks<'a, u16>>,
-    /// Lines per call.
+pub(super) struct Ahead {
+    k: *const u16,
+    v: *const u16,
+    /// Lines of each per call.
     share: usize,
 }
 
-impl<'a> Ahead<'a> {
-    /// `len` elements of K and of V from `from` on, as far as there are, in about `calls` calls.
-    pub(super) fn new(kv: &KvRows<'a>, from: usize, len: usize, calls: usize) -> Self {
-        let end = (from + len).min(kv.k.len());
-        let lines = kv.k[from..end].chunks(LINE).chain(kv.v[from..end].chunks(LINE));
-        Self { lines, share: (2 * len).div_ceil(LINE).div_ceil(calls) }
+impl Ahead {
+    /// `len` elements of K and of V from `from` on, in about `calls` calls. Past their end too: nothing is read.
+    pub(super) fn new(kv: &KvRows<'_>, from: usize, len: usize, calls: usize) -> Self {
+        let at = |half: &[u16]| half.as_ptr().wrapping_add(from);
+        Self { k: at(kv.k), v: at(kv.v), share: len.div_ceil(LINE * calls) }
     }
 
     #[inline(always)]
     fn ask<S: Simd>(&mut self) {
-        for line in self.lines.by_ref().take(self.share) {
-            S::prefetch(line.as_ptr());
+        for _ in 0..self.share {
+            S::prefetch(self.k);
+            S::prefetch(self.v);
+            self.k = self.k.wrapping_add(LINE);
+            self.v = self.v.wrapping_add(LINE);
         }
     }
 }
 
 impl Strip<'_> {
     /// Folds one block, K `[KEYS, head_dim]` and V `[KEYS, padded head_dim]`, into the state of `W` vectors of rows,
-    /// in tiles of `B` scalars.
+    /// in tiles of `B` scalars. A `fresh` block, as it lies, is converted to K and V first: a few rows at a time among the
+    /// products, as its stores wait for lines from the second-level cache.
     #[inline(always)]
     pub(super) fn attend<S: Simd, const B: usize, const W: usize>(
         &mut self,
-        k: &[f32],
-        v: &[f32],
-        ahead: &mut Ahead<'_>,
+        k: &mut [f32],
+        v: &mut [f32],
+        fresh: Option<(&[u16], &[u16])>,
+        ahead: &mut Ahead,
         mask: &dyn Fn(&mut [f32]),
     ) {
+        let padded = v.len() / KEYS;
         for first in (0..KEYS).step_by(B) {
             ahead.ask::<S>();
             // The last tile may compute some scores once more.
-            self.score::<S, B, W>(k, first.min(KEYS - B));
+            let first = first.min(KEYS - B);
+            if let Some((fresh_k, fresh_v)) = fresh {
+                let d = k.len() / KEYS;
+                convert::<S, B>(fresh_k, d, first, &mut k[first * d..][..B * d]);
+                convert::<S, B>(fresh_v, d, first, &mut v[first * padded..][..B * padded]);
+            }
+            self.score::<S, B, W>(k, first);
         }
         mask(self.scores);
         let shrink = self.softmax::<S, W>();
-        let padded = v.len() / KEYS;
         for first in (0..padded).step_by(B) {
             self.weigh::<S, B, W>(v, first, &shrink);
         }
@@ -140,11 +151,14 @@ impl Strip<'_> {
     ) {
         let (padded, width) = (v.len() / KEYS, W * S::LANES);
         let mut sums = [[S::splat(0.0); W]; B];
-        for (weights, v) in self.scores.chunks_exact(width).zip(v.chunks_exact(padded)) {
-            let v = &v[first..][..B];
+        // By index: of two iterators the compiler leaves the setting up in a function for the least instruction set.
+        let weights = &self.scores[..KEYS * width];
+        let v = &v[first..][..(KEYS - 1) * padded + B];
+        for j in 0..KEYS {
+            let v = &v[j * padded..][..B];
             let mut rows = [S::splat(0.0); W];
             for t in 0..W {
-                rows[t] = S::load(&weights[t * S::LANES..]);
+                rows[t] = S::load(&weights[j * width + t * S::LANES..]);
             }
             for b in 0..B {
                 let x = S::splat(v[b]);
@@ -158,6 +172,24 @@ impl Strip<'_> {
                 let to = &mut to[t * S::LANES..];
                 S::store(S::fma(S::load(to), shrink[t], sums[t]), to);
             }
+        }
+    }
+}
+
+/// bf16 rows of `d` elements, from row `first` on, to `B` f32 rows; zeros for those that a block lacks.
+#[inline(always)]
+fn convert<S: Simd, const B: usize>(from: &[u16], d: usize, first: usize, to: &mut [f32]) {
+    let (stride, whole) = (to.len() / B, d / S::LANES * S::LANES);
+    for (row, to) in to.chunks_exact_mut(stride).enumerate() {
+        let Some(from) = from.get((first + row) * d..(first + row + 1) * d) else {
+            to.fill(0.0);
+            continue;
+        };
+        for at in (0..whole).step_by(S::LANES) {
+            S::store(S::widen_bf16(&from[at..]), &mut to[at..]);
+        }
+        for (to, x) in to[whole..d].iter_mut().zip(&from[whole..]) {
+            *to = f32::from_bits(u32::from(*x) << 16);
         }
     }
 }
