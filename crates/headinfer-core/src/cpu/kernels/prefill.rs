@@ -13,7 +13,7 @@
 
 use super::Isa;
 use super::attention::{Geometry, HEAD_DIM_MAX, HeadTask, KvRows, StateMut, aligned_parts, front};
-use super::prefill_strip::{Ahead, KEYS, Strip};
+use super::prefill_strip::{Ahead, Convert, KEYS, Strip};
 use super::share::relay;
 use super::simd::{Kernel, Simd, dispatch};
 
@@ -135,8 +135,8 @@ impl Rows<'_> {
             let count = KEYS.min(self.kv.k.len() / d - first);
             let block = Block { start: self.kv.start + first as u64, count };
             let span = first * d..(first + count) * d;
-            // The first strip converts them.
-            let mut fresh = Some((&self.kv.k[span.clone()], &self.kv.v[span.clone()]));
+            S::call(Convert { from: &self.kv.k[span.clone()], d, to: k });
+            S::call(Convert { from: &self.kv.v[span.clone()], d, to: v });
             let mut ahead = Ahead::new(&self.kv, span.end, KEYS * d, lanes.div_ceil(W * S::LANES) * KEYS / B);
             for (from, width) in strips::<S, W>(lanes) {
                 let seen = self.sight(&block, from, width.min(rows - from));
@@ -156,9 +156,9 @@ impl Rows<'_> {
                     }
                 };
                 match width / S::LANES {
-                    all if all == W => strip.attend::<S, B, W>(k, v, fresh.take(), &mut ahead, &mask),
-                    1 => strip.attend::<S, B, 1>(k, v, fresh.take(), &mut ahead, &mask),
-                    _ => strip.attend::<S, B, 2>(k, v, fresh.take(), &mut ahead, &mask),
+                    all if all == W => strip.attend::<S, B, W>(k, v, &mut ahead, &mask),
+                    1 => strip.attend::<S, B, 1>(k, v, &mut ahead, &mask),
+                    _ => strip.attend::<S, B, 2>(k, v, &mut ahead, &mask),
                 }
             }
         }
