@@ -17,14 +17,15 @@ use super::prefill_strip::{Ahead, Convert, KEYS, Strip};
 use super::share::relay;
 use super::simd::{Kernel, Simd, dispatch};
 
-/// Rows of a task, at most: no more state than a core's second-level cache holds.
+/// Rows of a task, at most: no more state than a core's second-level cache holds. A thread has three such tasks begun at
+/// most, see `relay`.
 const TASK_ROWS: usize = 240;
 /// Tasks for two threads, where there are rows for no more: enough to level out threads of unequal speed, and few, as each
 /// converts all of K and V.
 const TASKS_OF_TWO: usize = 3;
 /// Tasks get a multiple of these rows, twice as many at least: a lone vector of 16 would keep the arithmetic half idle.
 const ROWS: usize = 16;
-/// Elements of K in a leg, at least: as long as the state takes from one core's cache to another's, ten times over.
+/// Elements of K in a leg, at least: ten times as long as the state takes from one core's cache to another's.
 const LEG: usize = 1 << 14;
 /// A leg is this part of what is left.
 const LEGS: usize = 4;
