@@ -197,3 +197,27 @@ fn a_row_that_sees_nothing_stays_as_it_was() {
         assert!(out.iter().all(|x| *x == 0.0), "{phase:?} {isa:?}");
     }
 }
+
+#[test]
+fn prefill_has_the_same_bits_on_any_number_of_threads() {
+    // Rows for several tasks of a head, keys for several legs of a task, some of them hidden from some rows.
+    let heads = [case(64, 2, 150, 700, 64, None), case(64, 2, 150, 700, 64, None)];
+    let run = |threads: usize, isa: Isa| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let (mut max, mut sum, mut acc) = (vec![f32::NEG_INFINITY; 600], vec![0.0; 600], vec![0.0; 600 * 64]);
+        let states = max.chunks_mut(300).zip(sum.chunks_mut(300)).zip(acc.chunks_mut(300 * 64));
+        let mut tasks: Vec<_> = (heads.iter().zip(states))
+            .map(|(case, ((max, sum), acc))| HeadTask {
+                q: &case.q,
+                kv: KvRows { k: &case.k, v: &case.v, start: case.start },
+                state: StateMut { max, sum, acc },
+            })
+            .collect();
+        pool.install(|| attend_prefill(isa, &heads[0].geo, &mut tasks));
+        (max, sum, acc)
+    };
+    for isa in Isa::available() {
+        let alone = run(1, isa);
+        assert!([2, 5, 16].iter().all(|threads| run(*threads, isa) == alone), "{isa:?}");
+    }
+}

@@ -2,12 +2,11 @@
 //!
 //! Up to 16 rows: each weight is read once and meets all rows; a row's bits do not depend on how many rows there
 //! are. A single row meets the weights of several outputs at once, so that as many streams from memory are under way.
-//! More rows: panels of weights are converted to f32 and multiplied by the `gemm` crate, one panel a task.
-
-use rayon::prelude::*;
+//! More rows: `linear_panels`.
 
 use super::Isa;
 use super::attention::front;
+use super::linear_panels::many_rows;
 use super::share::{portion, share};
 use super::simd::{Kernel, Simd, dispatch};
 use crate::dtype::DType;
@@ -21,9 +20,6 @@ const ROWS: usize = 4;
 const OUTPUTS: usize = 4;
 /// Outputs of one task with few rows, at most.
 const TASK_OUTPUTS: usize = 64;
-/// Outputs and depth of a converted panel: 512 KiB of f32, a core's own cache.
-const PANEL: usize = 256;
-const DEPTH: usize = 512;
 /// Lanes of the widest vector.
 const LANES_MAX: usize = 16;
 
@@ -43,28 +39,12 @@ impl TensorView<'_> {
         }
     }
 
-    fn words(&self) -> &[u16] {
+    pub(super) fn words(&self) -> &[u16] {
         bytemuck::cast_slice(self.bytes)
     }
 
-    fn floats(&self) -> &[f32] {
+    pub(super) fn floats(&self) -> &[f32] {
         bytemuck::cast_slice(self.bytes)
-    }
-
-    /// Elements `[from, from + to.len())` as f32.
-    fn convert(&self, from: usize, to: &mut [f32]) {
-        let end = from + to.len();
-        match self.dtype {
-            DType::Bf16 => {
-                let words = &self.words()[from..end];
-                to.iter_mut().zip(words).for_each(|(to, w)| *to = f32::from_bits(u32::from(*w) << 16));
-            }
-            DType::F16 => {
-                let words = &self.words()[from..end];
-                to.iter_mut().zip(words).for_each(|(to, w)| *to = half::f16::from_bits(*w).to_f32());
-            }
-            DType::F32 => to.copy_from_slice(&self.floats()[from..end]),
-        }
     }
 }
 
@@ -102,22 +82,17 @@ pub fn linear(
         few_rows(isa, &x[..rows * cols], rows, products, out, stride, accumulate);
         return;
     }
-    for Product { weight, bias, at } in products {
-        let out = &mut out[*at..];
-        if !accumulate || bias.is_some() {
-            out.par_chunks_mut(stride)
-                .take(rows)
-                .for_each(|out| begin(&mut out[..weight.rows], *bias, accumulate));
-        }
-        many_rows(x, rows, *weight, out, stride);
-    }
+    many_rows(isa, x, rows, products, out, stride, accumulate);
 }
 
-/// What products are added to.
-fn begin(out: &mut [f32], bias: Option<WeightMatrix<'_>>, accumulate: bool) {
+/// What products are added to: outputs from `first` on.
+pub(super) fn begin(out: &mut [f32], first: usize, bias: Option<WeightMatrix<'_>>, accumulate: bool) {
+    if accumulate && bias.is_none() {
+        return;
+    }
     for (o, out) in out.iter_mut().enumerate() {
         let start = if accumulate { *out } else { 0.0 };
-        *out = start + bias.map_or(0.0, |b| b.value(o));
+        *out = start + bias.map_or(0.0, |b| b.value(first + o));
     }
 }
 
@@ -161,9 +136,7 @@ fn few_rows(
         rest = after;
         for (row, out) in out[*at..].chunks_mut(stride).take(rows).enumerate() {
             let out = &mut out[..weight.rows];
-            if !accumulate || bias.is_some() {
-                begin(out, *bias, accumulate);
-            }
+            begin(out, 0, *bias, accumulate);
             out.iter_mut().zip(dots.iter().skip(row).step_by(rows)).for_each(|(out, dot)| *out += dot);
         }
     }
@@ -375,74 +348,14 @@ fn dots_f32<S: Simd, const R: usize, const O: usize>(
     sums
 }
 
-/// Where tasks write columns of their own.
-struct Columns(*mut f32);
-
-#[allow(unsafe_code)] // the interface of `gemm` is pointers
-// SAFETY: each task of `many_rows` writes its own columns.
-unsafe impl Sync for Columns {}
-
-impl Columns {
-    fn at(&self, column: usize) -> *mut f32 {
-        self.0.wrapping_add(column)
-    }
-}
-
-fn many_rows(x: &[f32], rows: usize, w: WeightMatrix<'_>, out: &mut [f32], stride: usize) {
-    let cols = w.cols;
-    assert!((rows - 1) * stride + w.rows <= out.len() && x.len() >= rows * cols && w.rows <= stride);
-    let to = Columns(out.as_mut_ptr());
-    (0..w.rows.div_ceil(PANEL)).into_par_iter().for_each_init(
-        || vec![0.0f32; PANEL * DEPTH],
-        |panel, task| {
-            let first = task * PANEL;
-            let outputs = PANEL.min(w.rows - first);
-            for from in (0..cols).step_by(DEPTH) {
-                let depth = DEPTH.min(cols - from);
-                for (o, panel) in panel.chunks_mut(DEPTH).take(outputs).enumerate() {
-                    w.convert((first + o) * cols + from, &mut panel[..depth]);
-                }
-                let (x, x_stride) = (x[from..].as_ptr(), cols as isize);
-                let (n, out_stride) = (outputs, stride as isize);
-                // SAFETY: reads stay in `x` and `panel`, writes in columns [first, first + outputs) of `out`:
-                // inside it by the assertion above, and this task's own.
-                #[allow(unsafe_code, reason = "as `Columns`")]
-                unsafe {
-                    gemm::gemm(
-                        rows,
-                        n,
-                        depth,
-                        to.at(first),
-                        1,
-                        out_stride,
-                        true, // out
-                        x,
-                        1,
-                        x_stride, // left
-                        panel.as_ptr(),
-                        DEPTH as isize,
-                        1, // right, columns DEPTH apart
-                        1.0,
-                        1.0,
-                        false,
-                        false,
-                        false,
-                        gemm::Parallelism::None,
-                    );
-                }
-            }
-        },
-    );
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const COLS: usize = 77;
+    pub(in super::super) const COLS: usize = 77;
 
     /// Bytes of `rows` rows of weights between -1 and 1.
-    fn weights(dtype: DType, rows: usize) -> Vec<u8> {
+    pub(in super::super) fn weights(dtype: DType, rows: usize) -> Vec<u8> {
         let value = |i: usize| ((i * 7919 + 13) % 255) as f32 / 127.0 - 1.0;
         let values = (0..rows * COLS).map(value);
         match dtype {

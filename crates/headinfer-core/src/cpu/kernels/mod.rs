@@ -10,6 +10,7 @@ mod decode;
 mod decode_split;
 mod elementwise;
 mod linear;
+mod linear_panels;
 mod prefill;
 mod prefill_strip;
 mod share;

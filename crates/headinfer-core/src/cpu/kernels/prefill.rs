@@ -13,17 +13,22 @@
 
 use super::Isa;
 use super::attention::{Geometry, HEAD_DIM_MAX, HeadTask, KvRows, StateMut, aligned_parts, front};
-use super::prefill_strip::{Ahead, KEYS, Strip};
-use super::share::{portion, share};
+use super::prefill_strip::{Ahead, Convert, KEYS, Strip};
+use super::share::relay;
 use super::simd::{Kernel, Simd, dispatch};
 
-/// Rows of a task, at most: no more state than a core's second-level cache holds.
+/// Rows of a task, at most: no more state than a core's second-level cache holds. A thread has three such tasks begun at
+/// most, see `relay`.
 const TASK_ROWS: usize = 240;
-/// Larger tasks get a multiple of these rows, strips of 3 vectors of 16 or 2 of 8. Fewer pay for converting K and V with
-/// over a twentieth of their time.
-const STRIPS: usize = 48;
-/// All tasks get a multiple of these rows, twice as many at least: a lone vector of 16 would keep the arithmetic half idle.
+/// Tasks for two threads, where there are rows for no more: enough to level out threads of unequal speed, and few, as each
+/// converts all of K and V.
+const TASKS_OF_TWO: usize = 3;
+/// Tasks get a multiple of these rows, twice as many at least: a lone vector of 16 would keep the arithmetic half idle.
 const ROWS: usize = 16;
+/// Elements of K in a leg, at least: ten times as long as the state takes from one core's cache to another's.
+const LEG: usize = 1 << 14;
+/// A leg is this part of what is left.
+const LEGS: usize = 4;
 /// f32 values of a cache line.
 const LINE: usize = 16;
 
@@ -32,84 +37,107 @@ const LINE: usize = 16;
 /// `heads[i].q` is f32 `[rows, head_dim]`; keys come in blocks of 64 from `kv.start` on.
 pub fn attend_prefill(isa: Isa, geo: &Geometry, heads: &mut [HeadTask<'_>]) {
     assert!(geo.head_dim <= HEAD_DIM_MAX, "a head of {} elements", geo.head_dim);
+    let rows: usize = heads.iter().map(|h| h.state.max.len()).sum();
+    let few = 2 * rows / (TASKS_OF_TWO * rayon::current_num_threads());
+    let size = few.clamp(2 * ROWS, TASK_ROWS);
+    let tasks = heads.iter_mut().flat_map(|head| tasks_of(geo, head, size)).collect();
+    relay(tasks, Rows::left, Vec::new, |own, rows| dispatch(isa, Leg { rows, own }));
+}
+
+/// A head's rows in parts of about `size`, but for those that see none of the keys.
+fn tasks_of<'a>(geo: &'a Geometry, head: &'a mut HeadTask<'_>, size: usize) -> Vec<Rows<'a>> {
     let d = geo.head_dim;
-    let mut left: usize = heads.iter().map(|h| h.state.max.len()).sum();
-    let mut tasks = Vec::new();
-    for head in heads {
-        let StateMut { max, sum, acc } = &mut head.state;
-        let (mut max, mut sum, mut acc) = (&mut **max, &mut **sum, &mut **acc);
-        let mut first_row = 0;
-        while !max.is_empty() {
-            let rows = task_rows(left).min(max.len());
-            tasks.push(Rows {
-                geo,
-                first_row,
-                q: &head.q[first_row * d..][..rows * d],
-                kv: head.kv,
-                state: StateMut {
-                    max: front(&mut max, rows),
-                    sum: front(&mut sum, rows),
-                    acc: front(&mut acc, rows * d),
-                },
-            });
-            first_row += rows;
-            left -= rows;
+    let (all, keys) = (head.state.max.len(), head.kv.k.len() / d);
+    let parts = all.div_ceil(TASK_ROWS).max((all + size / 2) / size).max(1);
+    let StateMut { max, sum, acc } = &mut head.state;
+    let (mut max, mut sum, mut acc) = (&mut **max, &mut **sum, &mut **acc);
+    let inside = |position: u64| (position.saturating_sub(head.kv.start) as usize).min(keys);
+    let mut tasks = Vec::with_capacity(parts);
+    let mut first_row = 0;
+    for part in 1..=parts {
+        let end_row = (all.div_ceil(ROWS) * part / parts * ROWS).min(all);
+        let rows = end_row - first_row;
+        let state = StateMut {
+            max: front(&mut max, rows),
+            sum: front(&mut sum, rows),
+            acc: front(&mut acc, rows * d),
+        };
+        if rows > 0 {
+            let next = inside(geo.visible(first_row).0) / KEYS * KEYS;
+            let end = inside(geo.visible(end_row - 1).1);
+            let q = &head.q[first_row * d..end_row * d];
+            tasks.push(Rows { geo, first_row, q, kv: head.kv, state, next, end, memory: Vec::new() });
         }
+        first_row = end_row;
     }
-    share(tasks, |task, _| dispatch(isa, task));
+    tasks.retain(|task| task.left() > 0);
+    tasks
 }
 
-/// Rows of the next task when `left` are left.
-fn task_rows(left: usize) -> usize {
-    match portion(left) {
-        few if few < STRIPS => few.next_multiple_of(ROWS).max(2 * ROWS),
-        many => (many / STRIPS * STRIPS).min(TASK_ROWS),
-    }
-}
-
-/// Some rows of one head.
+/// Some rows of one head, and how far they are.
 struct Rows<'a> {
     geo: &'a Geometry,
     first_row: usize,
     q: &'a [f32],
     kv: KvRows<'a>,
     state: StateMut<'a>,
+    /// The next key, a multiple of [`KEYS`], and the one after the last.
+    next: usize,
+    end: usize,
+    /// From the first leg to the last, the state and the queries as the arithmetic has them: `turned`.
+    memory: Vec<f32>,
 }
 
-impl Kernel for Rows<'_> {
+/// The next keys of some rows, with a thread's memory for what no other leg needs.
+struct Leg<'t, 'a> {
+    rows: &'t mut Rows<'a>,
+    own: &'t mut Vec<f32>,
+}
+
+impl Kernel for Leg<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self) {
         match S::SCALARS {
-            8 => self.walk::<S, 8, 3>(),
-            _ => self.walk::<S, 6, 2>(),
+            8 => self.rows.walk::<S, 8, 3>(self.own),
+            _ => self.rows.walk::<S, 6, 2>(self.own),
         }
     }
 }
 
 impl Rows<'_> {
-    /// All blocks of keys, each over all strips of rows, in tiles of `B` scalars by `W` vectors.
+    /// Rows times keys.
+    fn left(&self) -> usize {
+        self.end.saturating_sub(self.next) * self.state.max.len()
+    }
+
+    /// The blocks of a leg, each over all strips of rows, in tiles of `B` scalars by `W` vectors.
     #[inline(always)]
-    fn walk<S: Simd, const B: usize, const W: usize>(mut self) {
+    fn walk<S: Simd, const B: usize, const W: usize>(&mut self, own: &mut Vec<f32>) {
         let (d, rows) = (self.geo.head_dim, self.state.max.len());
         let (lanes, padded) = (rows.next_multiple_of(S::LANES), d.next_multiple_of(B));
-        let sizes = [lanes * d, lanes * padded, KEYS * d, KEYS * padded, KEYS * W * S::LANES, lanes, lanes];
-        let mut memory = vec![0.0; sizes.iter().sum::<usize>() + LINE];
-        let [q, acc, k, v, scores, max, sum] = aligned_parts(&mut memory, sizes);
-        self.load(strips::<S, W>(lanes), q, acc, padded);
-        max[..rows].copy_from_slice(self.state.max);
-        sum[..rows].copy_from_slice(self.state.sum);
-        let keys = self.kv.k.len() / d;
-        for first in (0..keys).step_by(KEYS) {
-            let count = KEYS.min(keys - first);
+        let turned = [lanes * d, lanes * padded, lanes, lanes];
+        let mut memory = std::mem::take(&mut self.memory);
+        let begun = !memory.is_empty();
+        memory.resize(turned.iter().sum::<usize>() + LINE, 0.0);
+        let [q, acc, max, sum] = aligned_parts(&mut memory, turned);
+        if !begun {
+            self.load(strips::<S, W>(lanes), q, acc, padded);
+            max[..rows].copy_from_slice(self.state.max);
+            sum[..rows].copy_from_slice(self.state.sum);
+        }
+        let sizes = [KEYS * d, KEYS * padded, KEYS * W * S::LANES];
+        own.resize(sizes.iter().sum::<usize>() + LINE, 0.0);
+        let [k, v, scores] = aligned_parts(own, sizes);
+        let keys = ((self.end - self.next) / LEGS).max(LEG / d).next_multiple_of(KEYS);
+        let end = self.end.min(self.next + keys);
+        for first in (self.next..end).step_by(KEYS) {
+            let count = KEYS.min(self.kv.k.len() / d - first);
             let block = Block { start: self.kv.start + first as u64, count };
-            if self.sight(&block, 0, rows) == Sight::Nothing {
-                continue;
-            }
             let span = first * d..(first + count) * d;
-            convert::<S>(&self.kv.k[span.clone()], d, k, d);
-            convert::<S>(&self.kv.v[span.clone()], d, v, padded);
+            S::call(Convert { from: &self.kv.k[span.clone()], d, to: k });
+            S::call(Convert { from: &self.kv.v[span.clone()], d, to: v });
             let mut ahead = Ahead::new(&self.kv, span.end, KEYS * d, lanes.div_ceil(W * S::LANES) * KEYS / B);
             for (from, width) in strips::<S, W>(lanes) {
                 let seen = self.sight(&block, from, width.min(rows - from));
@@ -134,6 +162,11 @@ impl Rows<'_> {
                     _ => strip.attend::<S, B, 2>(k, v, &mut ahead, &mask),
                 }
             }
+        }
+        self.next = end;
+        if end < self.end {
+            self.memory = memory;
+            return;
         }
         self.store(strips::<S, W>(lanes), acc, padded);
         self.state.max.copy_from_slice(&max[..rows]);
@@ -227,20 +260,4 @@ fn strips<S: Simd, const W: usize>(lanes: usize) -> impl Iterator<Item = (usize,
         from += strip.1;
         Some(strip)
     })
-}
-
-/// bf16 rows of `d` elements to f32 rows `stride` apart, and zeros for the rows that a block lacks.
-#[inline(always)]
-fn convert<S: Simd>(from: &[u16], d: usize, to: &mut [f32], stride: usize) {
-    let rows = from.len() / d;
-    for (to, from) in to.chunks_exact_mut(stride).zip(from.chunks_exact(d)) {
-        let whole = d / S::LANES * S::LANES;
-        for (to, from) in to.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES)) {
-            S::store(S::widen_bf16(from), to);
-        }
-        for (to, x) in to[whole..].iter_mut().zip(&from[whole..]) {
-            *to = f32::from_bits(u32::from(*x) << 16);
-        }
-    }
-    to[rows * stride..].fill(0.0);
 }

@@ -72,6 +72,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         Self::zero_below(x, -100.0, Self::times_power(p, shifted))
     }
 
+    /// Runs `kernel` in a function of its own, compiled for this instruction set.
+    fn call<K: Kernel>(kernel: K) -> K::Output;
+
     /// 0 where x < limit, else `v`.
     fn zero_below(x: Self::V, limit: f32, v: Self::V) -> Self::V;
 }
@@ -177,6 +180,10 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch(_from: *const u16) {}
+    #[inline(never)]
+    fn call<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Self>()
+    }
     #[inline(always)]
     fn zero_below(x: [f32; 8], limit: f32, v: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| if x[i] < limit { 0.0 } else { v[i] })
@@ -342,6 +349,10 @@ mod x86 {
                 _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n))
             }
         }
+        #[inline(never)]
+        fn call<K: Kernel>(kernel: K) -> K::Output {
+            unsafe { run_avx2(kernel) }
+        }
         #[inline(always)]
         fn prefetch(from: *const u16) {
             unsafe { _mm_prefetch(from.cast(), _MM_HINT_T1) }
@@ -439,6 +450,10 @@ mod x86 {
                 let n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
                 _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
             }
+        }
+        #[inline(never)]
+        fn call<K: Kernel>(kernel: K) -> K::Output {
+            unsafe { run_avx512(kernel) }
         }
         #[inline(always)]
         fn prefetch(from: *const u16) {
