@@ -59,6 +59,7 @@ pub fn units(head_dim: usize, tiling: &Tiling) -> Vec<Unit> {
         plain("bias", include_str!("kernels/bias.cu")),
         plain("random_weights", include_str!("kernels/random_weights.cu")),
         plain("delay", include_str!("kernels/delay.cu")),
+        plain("host", include_str!("kernels/host.cu")),
         attention("attention_prefill", include_str!("kernels/attention_prefill.cu"), tiling),
         attention(
             "attention_decode",

@@ -6,12 +6,15 @@
 
 mod advice;
 mod arena;
+mod attend_host;
 mod backend;
 pub mod compile;
 mod device;
 mod error;
 mod exec;
 mod gemm;
+mod handover;
+mod host;
 mod launch;
 mod libraries;
 mod log;

@@ -113,6 +113,7 @@ impl Rates {
             link_bytes_s: self.link_in_bytes_s,
             host_bytes_s,
             device_overhead,
+            together: None,
         }
     }
 }

@@ -138,6 +138,7 @@ impl Measured {
             link_bytes_s: self.copy_gb_s * 1e9,
             host_bytes_s: self.read_gb_s * 1e9,
             device_overhead: 0,
+            together: None,
         }
     }
 }
