@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::CUstream;
 use headinfer_core::plan::{Command, Event, Lane, Plan, Schedule};
-use headinfer_core::units::Bytes;
 
 use crate::OpenError;
 use crate::arena::{Memories, Pointer};
@@ -37,8 +36,7 @@ pub(crate) struct Handover {
 }
 
 impl Handover {
-    /// Of a plan that gives heads to the CPU; `threads` of 0 are all cores but one, which is left to the copies and to
-    /// whoever puts commands on the lanes.
+    /// Of a plan that gives heads to the CPU; `threads` of 0 are all cores but one.
     pub(crate) fn open(
         plan: &Plan,
         memories: &Arc<Memories>,
@@ -55,10 +53,8 @@ impl Handover {
             // SAFETY: from here on only atomic operations and the device touch it; `memories` outlives the lane.
             flags.push((unsafe { Flag::new(number) }, memories.mapped(span)?));
         }
-        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get() - 1);
-        let threads = if threads == 0 { cores() } else { threads };
-        let bytes = Bytes(plan.host_bytes());
-        let lane = HostLane::start(threads).map_err(|source| OpenError::HostMemory { bytes, source })?;
+        let threads = if threads == 0 { threads_beside() } else { threads };
+        let lane = HostLane::start(threads).map_err(OpenError::Threads)?;
         Ok(Some(Self {
             lane,
             flags: flags.try_into().unwrap_or_else(|_| unreachable!("a flag for each lane")),
@@ -184,4 +180,9 @@ impl Handover {
         kernels.raise_flag(stream, self.flags[lane.index()].1, *number)?;
         Ok(*number)
     }
+}
+
+/// Threads that attend beside the link: one core is left to it, and to whoever puts commands on the lanes.
+pub(crate) fn threads_beside() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() - 1).max(1))
 }

@@ -65,3 +65,117 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::known::known_shape;
+    use crate::model::spec::ModelSpec;
+    use crate::plan::{
+        DeviceKind, Machine, Overrides, PlacementMode, Request, Together, WeightsMode, hazard,
+    };
+    use crate::simulate::timeline;
+
+    /// An H100 beside 16 cores.
+    fn machine() -> Machine {
+        let together = Together { link_bytes_s: 50e9, host_bytes_s: 77e9, host_flops: 1e12 };
+        Machine {
+            device_bytes_s: 2.8e12,
+            link_bytes_s: together.link_bytes_s,
+            host_bytes_s: together.host_bytes_s,
+            together: Some(together),
+            ..Machine::default_cuda()
+        }
+    }
+
+    fn llama() -> ModelSpec {
+        known_shape("llama-3-8b").unwrap()
+    }
+
+    fn plan(context: usize, weights: WeightsMode, overrides: Overrides) -> Plan {
+        let request = Request {
+            device: DeviceKind::Cuda,
+            context,
+            device_budget: 24 << 30,
+            host_budget: 1 << 50,
+            stored: None,
+            placement: PlacementMode::Offload,
+            weights,
+            overrides,
+            machine: machine(),
+        };
+        Plan::new(&llama(), &request).unwrap()
+    }
+
+    fn balanced(context: usize, weights: WeightsMode) -> Plan {
+        plan(context, weights, Overrides { balance_host: true, ..Overrides::default() })
+    }
+
+    fn step(past: usize, rows: usize) -> Step {
+        Step { past, rows, logit_rows: 1 }
+    }
+
+    /// When the last command ends, by the cost model.
+    fn seconds(plan: &Plan, step: Step) -> f64 {
+        let ends = timeline(plan, &plan.schedule(step)).into_iter().map(|t| t.end.as_secs_f64());
+        ends.fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn without_being_asked_for_the_cpu_attends_to_nothing() {
+        let plan = plan(1 << 17, WeightsMode::Auto, Overrides::default());
+        assert_eq!(plan.host_attended_heads(&step(100_000, 1)), 0);
+        assert_eq!(plan.layout().region_bytes(crate::plan::RegionId::HostFlags), 0);
+    }
+
+    #[test]
+    fn no_other_share_is_much_faster() {
+        // Long enough for what the cost model does not know, the rounds between device and CPU, to be little.
+        for (context, weights) in
+            [(1 << 17, WeightsMode::Auto), (1 << 20, WeightsMode::Auto), (1 << 18, WeightsMode::Stream)]
+        {
+            let step = step(context - 1, 1);
+            let picked = seconds(&balanced(context, weights), step);
+            let forced = |n| {
+                let overrides = Overrides { host_heads: Some(n), ..Overrides::default() };
+                (seconds(&plan(context, weights, overrides), step), n)
+            };
+            let all = (0..=256).step_by(8).map(forced);
+            let (best, n) = all.fold((f64::INFINITY, 0), |a, b| if b.0 < a.0 { b } else { a });
+            assert!(picked <= 1.03 * best, "{context} {weights:?}: {picked} s, {best} s with {n} heads");
+        }
+    }
+
+    #[test]
+    fn the_share_shrinks_with_rows_and_with_the_past() {
+        let plan = balanced(1 << 17, WeightsMode::Auto);
+        let heads = |past, rows| plan.host_attended_heads(&step(past, rows));
+        let by_rows: Vec<_> = [1, 4, 8, 16].map(|rows| heads(100_000, rows)).into();
+        assert!(by_rows.is_sorted_by(|a, b| a > b) && by_rows[3] > 0, "{by_rows:?}");
+        assert!(heads(100_000, 1) > heads(10_000, 1), "short pasts are not worth as many rounds");
+        assert_eq!([heads(500, 1), heads(0, 1), heads(100_000, 17)], [0; 3]);
+    }
+
+    #[test]
+    fn steps_of_every_share_are_ordered() {
+        let plan = balanced(1 << 16, WeightsMode::Stream);
+        for rows in [1, 2, 5, 16, 17, 1024] {
+            for past in [0, 600, 9000, 60_000] {
+                let schedule = plan.schedule(step(past, rows));
+                assert_eq!(hazard::check(&plan, &schedule), [], "{rows} rows after {past}");
+            }
+        }
+    }
+
+    #[test]
+    fn heads_that_stay_on_the_device_are_not_the_cpus() {
+        let overrides = Overrides { resident_heads: Some(200), balance_host: true, ..Overrides::default() };
+        let plan = plan(1 << 14, WeightsMode::Stream, overrides);
+        let step = step((1 << 14) - 1, 1);
+        let heads = plan.host_attended_heads(&step);
+        assert!(heads <= 56, "{heads}");
+        for layer in 0..32 {
+            assert!(plan.host_attended(&step, layer).start >= plan.layout().resident(layer).end);
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The rates of one plan: what its floors are divided by.
 
-use headinfer_core::plan::{Machine, Plan};
+use headinfer_core::plan::{Machine, Plan, Together};
 
 use super::{Attended, Bed, Way, layer_products};
 use crate::{CudaOptions, OpenError};
@@ -29,6 +29,8 @@ pub struct Rates {
     pub link_both_bytes_s: f64,
     /// Bytes of one such copy: a head's tile.
     pub link_copy_bytes: u64,
+    /// Link and CPU while both read the host's memory.
+    pub together: Together,
     /// Copies within the device, bytes read and written per second.
     pub device_copy_bytes_s: f64,
     /// Device memory taken besides the memory measured on: the context, kernels, other processes.
@@ -72,12 +74,14 @@ impl Rates {
             seconds += times * bed.product(product)?;
         }
         let flop: f64 = products.iter().map(|(product, times)| times * product.flop()).sum();
+        let link_in_bytes_s = bed.link(Way::In, tile_bytes)?;
         Ok(Self {
             device: bed.info().name.clone(),
             attention_flops: over_past.flop(spec.head_dim) / bed.attention(&over_past)?,
             own_attention_flops: over_own.flop(spec.head_dim) / bed.attention(&over_own)?,
             gemm_flops: flop / seconds,
-            link_in_bytes_s: bed.link(Way::In, tile_bytes)?,
+            link_in_bytes_s,
+            together: bed.together(spec.group(), tile_bytes, link_in_bytes_s)?,
             link_out_bytes_s: bed.link(Way::Out, tile_bytes)?,
             link_both_bytes_s: bed.link(Way::Both, tile_bytes)?,
             link_copy_bytes: tile_bytes,
@@ -97,6 +101,11 @@ impl Rates {
             link_in_bytes_s: mean(self.link_in_bytes_s, other.link_in_bytes_s),
             link_out_bytes_s: mean(self.link_out_bytes_s, other.link_out_bytes_s),
             link_both_bytes_s: mean(self.link_both_bytes_s, other.link_both_bytes_s),
+            together: Together {
+                link_bytes_s: mean(self.together.link_bytes_s, other.together.link_bytes_s),
+                host_bytes_s: mean(self.together.host_bytes_s, other.together.host_bytes_s),
+                host_flops: mean(self.together.host_flops, other.together.host_flops),
+            },
             device_copy_bytes_s: mean(self.device_copy_bytes_s, other.device_copy_bytes_s),
             overhead_bytes: self.overhead_bytes.max(other.overhead_bytes),
             ..self
@@ -113,7 +122,7 @@ impl Rates {
             link_bytes_s: self.link_in_bytes_s,
             host_bytes_s,
             device_overhead,
-            together: None,
+            together: Some(self.together),
         }
     }
 }

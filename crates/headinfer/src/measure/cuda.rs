@@ -69,6 +69,9 @@ pub(crate) struct Shown {
     pub(crate) link_out_gb_s: f64,
     /// Each way while both run.
     pub(crate) link_both_gb_s: f64,
+    /// To the device while the CPU attends to K and V, and what the CPU reads of them.
+    pub(crate) link_beside_cpu_gb_s: f64,
+    pub(crate) cpu_beside_link_gb_s: f64,
     /// Of one copy over the link.
     pub(crate) link_copy_bytes: u64,
     /// Read and written.
@@ -87,6 +90,8 @@ impl From<&Rates> for Shown {
             link_in_gb_s: rates.link_in_bytes_s / 1e9,
             link_out_gb_s: rates.link_out_bytes_s / 1e9,
             link_both_gb_s: rates.link_both_bytes_s / 1e9,
+            link_beside_cpu_gb_s: rates.together.link_bytes_s / 1e9,
+            cpu_beside_link_gb_s: rates.together.host_bytes_s / 1e9,
             link_copy_bytes: rates.link_copy_bytes,
             device_copy_gb_s: rates.device_copy_bytes_s / 1e9,
             overhead_bytes: rates.overhead_bytes,

@@ -126,7 +126,8 @@ impl Ceilings {
         }
     }
 
-    fn speeds(&self) -> Speeds {
+    /// With heads for the CPU the link is held against its rate beside one that attends.
+    fn speeds(&self, by_cpu: bool) -> Speeds {
         match self {
             Self::Cpu { machine: m, .. } => Speeds {
                 attention: m.attention_flops,
@@ -141,10 +142,10 @@ impl Ceilings {
                 attention: r.attention_flops,
                 own_attention: r.own_attention_flops,
                 gemm: r.gemm_flops,
-                link_in: r.link_in_bytes_s,
+                link_in: if by_cpu { r.together.link_bytes_s } else { r.link_in_bytes_s },
                 link_out: r.link_out_bytes_s,
                 device: r.device_copy_bytes_s,
-                host: f64::INFINITY,
+                host: r.together.host_bytes_s,
             },
         }
     }
@@ -183,7 +184,7 @@ pub(super) struct Floor {
 impl Floor {
     /// Of some steps, one after another.
     pub(super) fn of(plan: &Plan, steps: &[Step], ceilings: &Ceilings) -> Self {
-        let speeds = ceilings.speeds();
+        let speeds = ceilings.speeds(plan.layout().host_attended_total() > 0);
         steps.iter().fold(Self::default(), |mut sum, step| {
             let one = Self::of_step(plan, step, &speeds);
             sum.attention_s += one.attention_s;
