@@ -2,15 +2,18 @@
 //! others.
 
 use super::Plan;
-use super::layout::{DECODE_ROWS, spread};
+use super::layout::{DECODE_ROWS, SPLITS_IN_FLIGHT, spread};
 use super::op::{Heads, Step};
 
-/// What a layer costs the CPU besides its bytes, seconds: the way of queries and states over the link, starting threads
-/// and waiting for the last of them, and launches between.
-const ROUND_S: f64 = 100e-6;
+/// What a layer costs the CPU besides its bytes and the device's weights, seconds: the way of queries and states over the
+/// link, starting threads and waiting for the last of them, launches between. So much was seen beside an H100.
+const ROUND_S: f64 = 160e-6;
 /// Share of its rate alone that the CPU keeps beside the link, where nobody measured it: on 16 cores of a Sapphire Rapids
 /// 77 of 94 GB/s were seen.
 const BESIDE: f64 = 0.8;
+
+/// Heads of a group, as far as they are more than those of a ring slot: a launch takes no more.
+const GROUP_MAX: usize = 32;
 
 impl Plan {
     /// KV heads of `layer` whose past the CPU attends to in `step`: none in prefill, the last ones in decode.
@@ -25,6 +28,16 @@ impl Plan {
         }
         let counts = spread(self.balanced_host_heads(step), self.spec.layers);
         Heads { start: all.start.max(all.end - (counts[layer + 1] - counts[layer]).min(all.len())), ..all }
+    }
+
+    /// The heads of [`Plan::host_attended`] in groups whose state is carried together: a step of few rows leaves room for
+    /// that of more heads than a chunk does.
+    pub fn host_groups(&self, step: &Step, layer: usize) -> impl Iterator<Item = Heads> + use<> {
+        let (k, heads) = (self.knobs(), self.host_attended(step, layer));
+        let room = k.heads_per_group * (k.chunk / step.rows).min(SPLITS_IN_FLIGHT);
+        let size = room.min(k.heads_per_group.max(GROUP_MAX));
+        let group = move |start| Heads { start, end: (start + size).min(heads.end) };
+        heads.iter().step_by(size).map(group)
     }
 
     /// (layer, KV head) pairs that the CPU attends to in `step`.

@@ -135,8 +135,12 @@ impl Cost {
     pub fn floor_s(&self, machine: &Machine) -> f64 {
         let arithmetic = self.gemm_flop / machine.gemm_flops + self.attention_flop / machine.attention_flops;
         let device = self.device_bytes / machine.device_bytes_s;
-        let link = self.in_bytes.max(self.out_bytes) / machine.link_bytes_s;
-        arithmetic.max(device).max(link).max(self.host_bytes / machine.host_bytes_s)
+        let (link, host) = match machine.together {
+            Some(together) if self.host_bytes > 0.0 => (together.link_bytes_s, together.host_bytes_s),
+            _ => (machine.link_bytes_s, machine.host_bytes_s),
+        };
+        let link = self.in_bytes.max(self.out_bytes) / link;
+        arithmetic.max(device).max(link).max(self.host_bytes / host)
     }
 }
 

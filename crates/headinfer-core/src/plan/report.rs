@@ -177,6 +177,13 @@ impl PlanReport {
                 ),
             );
         }
+        if kv.host_heads > 0 {
+            let n = kv.host_heads;
+            line(
+                &mut out,
+                format_args!("  in decode the CPU attends to {n} of them where they lie, not the GPU"),
+            );
+        }
         let (chunk, floor) = (self.prefill.chunk, self.prefill.floor_s);
         line(&mut out, format_args!("prefill: chunks of {chunk}, at least {}", seconds(floor)));
         let decode = seconds(self.decode.floor_s_per_token);

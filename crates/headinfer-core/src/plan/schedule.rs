@@ -120,7 +120,7 @@ impl<'a> Builder<'a> {
             self.compute(Op::Attend { layer, heads, part: Part::Own, first, last: true }, &[]);
         }
         let mut wait = host_done;
-        for heads in plan.groups(plan.host_attended(&self.step, layer)) {
+        for heads in plan.host_groups(&self.step, layer) {
             if host_done.is_some() {
                 self.compute(Op::Merge { layer, heads }, wait.take().as_slice());
             }
