@@ -126,14 +126,14 @@ impl Ceilings {
         }
     }
 
-    /// With heads for the CPU the link is held against its rate beside one that attends.
-    fn speeds(&self, by_cpu: bool) -> Speeds {
+    fn speeds(&self) -> Speeds {
         match self {
             Self::Cpu { machine: m, .. } => Speeds {
                 attention: m.attention_flops,
                 own_attention: m.attention_flops,
                 gemm: m.gemm_flops,
                 link_in: m.link_bytes_s,
+                link_beside_cpu: m.link_bytes_s,
                 link_out: m.link_bytes_s,
                 device: m.device_bytes_s,
                 host: m.host_bytes_s,
@@ -142,10 +142,11 @@ impl Ceilings {
                 attention: r.attention_flops,
                 own_attention: r.own_attention_flops,
                 gemm: r.gemm_flops,
-                link_in: if by_cpu { r.together.link_bytes_s } else { r.link_in_bytes_s },
+                link_in: r.link_in_bytes_s,
+                link_beside_cpu: r.together.map_or(r.link_in_bytes_s, |t| t.link_bytes_s),
                 link_out: r.link_out_bytes_s,
                 device: r.device_copy_bytes_s,
-                host: r.together.host_bytes_s,
+                host: r.together.map_or(f64::INFINITY, |t| t.host_bytes_s),
             },
         }
     }
@@ -157,6 +158,8 @@ struct Speeds {
     own_attention: f64,
     gemm: f64,
     link_in: f64,
+    /// While the CPU attends too.
+    link_beside_cpu: f64,
     link_out: f64,
     device: f64,
     host: f64,
@@ -184,7 +187,7 @@ pub(super) struct Floor {
 impl Floor {
     /// Of some steps, one after another.
     pub(super) fn of(plan: &Plan, steps: &[Step], ceilings: &Ceilings) -> Self {
-        let speeds = ceilings.speeds(plan.layout().host_attended_total() > 0);
+        let speeds = ceilings.speeds();
         steps.iter().fold(Self::default(), |mut sum, step| {
             let one = Self::of_step(plan, step, &speeds);
             sum.attention_s += one.attention_s;
@@ -202,11 +205,12 @@ impl Floor {
         let cost = plan.step_cost(step);
         // The same rows with nothing before them: their own keys, and the weights.
         let alone = plan.step_cost(&Step { past: 0, ..*step });
+        let link_in = if cost.host_bytes > 0.0 { speeds.link_beside_cpu } else { speeds.link_in };
         let past_flop = (cost.attention_flop - alone.attention_flop).max(0.0);
         let mut floor = Self {
             attention_s: past_flop / speeds.attention + alone.attention_flop / speeds.own_attention,
             gemm_s: cost.gemm_flop / speeds.gemm,
-            link_s: (cost.in_bytes / speeds.link_in).max(cost.out_bytes / speeds.link_out),
+            link_s: (cost.in_bytes / link_in).max(cost.out_bytes / speeds.link_out),
             device_s: cost.device_bytes / speeds.device,
             weights_s: alone.device_bytes / speeds.device,
             host_s: cost.host_bytes / speeds.host,
