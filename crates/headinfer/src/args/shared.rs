@@ -72,7 +72,7 @@ pub(crate) struct EngineArgs {
     #[arg(env = "HEADINFER_WEIGHTS", hide_env_values = true)]
     pub(crate) weights: WeightsChoice,
 
-    /// Worker threads on the CPU; default one per core.
+    /// Worker threads on the CPU; default one per core, and one less where they attend beside a GPU.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[arg(env = "HEADINFER_THREADS", hide_env_values = true)]
     pub(crate) threads: Option<u16>,
