@@ -21,7 +21,7 @@ use crate::error::{CudaError, Named};
 use crate::exec::Executor;
 use crate::gemm::Gemm;
 use crate::handover::Handover;
-use crate::launch::attention_prefill::Tiling;
+use crate::launch::attention_prefill::PrefillKernel;
 use crate::launch::{HEADS_MAX, Kernels};
 use crate::log::Log;
 use crate::past;
@@ -49,8 +49,8 @@ pub struct CudaOptions {
     pub delays: Option<u64>,
     /// Threads that attend to the heads which the plan gives to the CPU; 0 means all cores but one.
     pub host_threads: usize,
-    /// How prefill attention is built, instead of what suits the device (tests).
-    pub tiling: Option<Tiling>,
+    /// Which kernel computes prefill attention, instead of [`DeviceInfo::prefill_kernel`].
+    pub prefill: Option<PrefillKernel>,
 }
 
 /// The CUDA backend of one plan.
@@ -119,8 +119,8 @@ impl Cuda {
         let host = HostSlab::growing(growth, Arc::new(driver))?;
         let memories = Arc::new(Memories { device, host });
         let head_dim = plan.spec.head_dim;
-        let tiling = options.tiling.unwrap_or_else(|| Tiling::new(head_dim, context.info.shared_bytes));
-        let kernels = Kernels::load(&context.info, head_dim, tiling, options.cache_dir.as_deref())?;
+        let prefill = options.prefill.unwrap_or_else(|| context.info.prefill_kernel(head_dim));
+        let kernels = Kernels::load(&context.info, head_dim, prefill, options.cache_dir.as_deref())?;
         let lanes = [Stream::new()?, Stream::new()?, Stream::new()?];
         weights::fill(&plan, &weights, &memories, &kernels, lanes[0].raw())?;
         let gemm = Gemm::new(layout.region_bytes(RegionId::GemmWorkspace))?;
@@ -499,15 +499,14 @@ impl Backend for Cuda {
         // cuBLASLt chooses its kernels by version and device.
         let cublas = crate::gemm::version();
         let library = format!("driver {driver} nvrtc {nvrtc} cublaslt {cublas}");
+        let prefill = self.executor.kernels.prefill().name();
         // Chunks as short as a step of decode are attended to by the CPU too, where the plan gives it heads.
         let knobs = self.executor.plan.knobs();
-        let by_cpu = knobs.host_heads > 0 && knobs.chunk <= DECODE_ROWS;
-        let cpu = if by_cpu {
-            format!(" host {} {}", knobs.host_heads, Isa::detect().name())
-        } else {
-            String::new()
+        let cpu = match knobs.host_heads > 0 && knobs.chunk <= DECODE_ROWS {
+            true => format!(" host {} {}", knobs.host_heads, Isa::detect().name()),
+            false => String::new(),
         };
-        Some(format!("cuda {name} {sm} {multiprocessors} {library}{cpu}"))
+        Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}{cpu}"))
     }
 
     fn stats(&self) -> Stats {

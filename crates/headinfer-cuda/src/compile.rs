@@ -10,11 +10,13 @@ use cudarc::nvrtc::{result, sys};
 use headinfer_core::plan::SPLIT;
 
 use crate::error::{CudaError, Named, Version};
-use crate::launch::attention_prefill::Tiling;
+use crate::launch::attention_prefill::{PrefillKernel, Tiling};
+use crate::launch::attention_prefill_hopper::Hopper;
 use crate::libraries;
 
 const PRELUDE: &str = include_str!("kernels/prelude.cuh");
 const ATTENTION: &str = include_str!("kernels/attention.cuh");
+const ATTENTION_ROWS: &str = include_str!("kernels/attention_rows.cuh");
 
 /// One file of kernels and how it is compiled.
 #[derive(Clone, Debug)]
@@ -34,22 +36,24 @@ pub struct Compiled {
     pub log: String,
 }
 
-/// All kernels for heads of `head_dim` elements, prefill attention built as `tiling` says.
-pub fn units(head_dim: usize, tiling: &Tiling) -> Vec<Unit> {
+/// All kernels for heads of `head_dim` elements, prefill attention by `prefill`.
+pub fn units(head_dim: usize, prefill: &PrefillKernel) -> Vec<Unit> {
     let plain = |name, text| Unit { name, sources: vec![PRELUDE, text], defines: Vec::new() };
-    let attention = |name, text, more: Vec<String>| Unit {
-        name,
-        sources: vec![PRELUDE, ATTENTION, text],
-        defines: [vec![format!("HEAD_DIM={head_dim}")], more].concat(),
+    let head_dim = format!("HEAD_DIM={head_dim}");
+    let decode = Unit {
+        name: "attention_decode",
+        sources: vec![PRELUDE, ATTENTION, include_str!("kernels/attention_decode.cu")],
+        defines: vec![head_dim.clone(), format!("SPLIT={SPLIT}")],
     };
-    let Tiling { warps, row_tiles, stages, query_shared, blocks } = *tiling;
-    let tiling = vec![
-        format!("WARPS={warps}"),
-        format!("ROW_TILES={row_tiles}"),
-        format!("STAGES={stages}"),
-        format!("QUERY_SHARED={}", query_shared as u8),
-        format!("BLOCKS={blocks}"),
-    ];
+    let text = match prefill {
+        PrefillKernel::Portable(_) => include_str!("kernels/attention_prefill.cu"),
+        PrefillKernel::Hopper(_) => include_str!("kernels/attention_prefill_hopper.cu"),
+    };
+    let prefill = Unit {
+        name: prefill.name(),
+        sources: vec![PRELUDE, ATTENTION, ATTENTION_ROWS, text],
+        defines: [vec![head_dim], prefill.defines()].concat(),
+    };
     vec![
         plain("embed", include_str!("kernels/embed.cu")),
         plain("norm", include_str!("kernels/norm.cu")),
@@ -60,13 +64,30 @@ pub fn units(head_dim: usize, tiling: &Tiling) -> Vec<Unit> {
         plain("random_weights", include_str!("kernels/random_weights.cu")),
         plain("delay", include_str!("kernels/delay.cu")),
         plain("host", include_str!("kernels/host.cu")),
-        attention("attention_prefill", include_str!("kernels/attention_prefill.cu"), tiling),
-        attention(
-            "attention_decode",
-            include_str!("kernels/attention_decode.cu"),
-            vec![format!("SPLIT={SPLIT}")],
-        ),
+        prefill,
+        decode,
     ]
+}
+
+impl PrefillKernel {
+    fn defines(&self) -> Vec<String> {
+        match *self {
+            Self::Portable(Tiling { warps, row_tiles, stages, query_shared, blocks }) => vec![
+                format!("WARPS={warps}"),
+                format!("ROW_TILES={row_tiles}"),
+                format!("STAGES={stages}"),
+                format!("QUERY_SHARED={}", query_shared as u8),
+                format!("BLOCKS={blocks}"),
+            ],
+            Self::Hopper(Hopper { keys, stages, consumers, in_turns }) => vec![
+                "TENSOR_MAPS".into(),
+                format!("KEYS={keys}"),
+                format!("STAGES={stages}"),
+                format!("CONSUMERS={consumers}"),
+                format!("IN_TURNS={}", in_turns as u8),
+            ],
+        }
+    }
 }
 
 /// Whether NVRTC can be loaded.

@@ -6,6 +6,7 @@ use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{result, sys};
 
 use crate::error::{CudaError, Named, Version};
+use crate::launch::attention_prefill::PrefillKernel;
 use crate::meter::Meter;
 use crate::{compile, libraries};
 
@@ -43,6 +44,12 @@ impl DeviceInfo {
     pub fn arch(&self) -> String {
         let Version { major, minor } = self.sm;
         format!("sm_{major}{minor}{}", if major == 9 { "a" } else { "" })
+    }
+
+    /// The kernel that computes prefill attention of heads of `head_dim` elements here, if nobody asks for another.
+    pub fn prefill_kernel(&self, head_dim: usize) -> PrefillKernel {
+        let hopper = (self.sm.major, self.sm.minor) == (9, 0) && libraries::has_tensor_maps();
+        PrefillKernel::new(head_dim, hopper, self.shared_bytes)
     }
 }
 

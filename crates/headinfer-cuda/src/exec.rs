@@ -190,17 +190,11 @@ impl Run<'_> {
     ) -> Result<(), CudaError> {
         let spec = &self.plan.spec;
         let (past, n) = (self.step.past, self.step.rows);
-        // A resident head's past and own rows are attended as two pieces, like everybody else's.
-        let (kv_start, past_keys, own_keys) = match part {
-            Part::Slot { tile, .. } => {
-                let start = tile * self.plan.knobs().tile;
-                (start, start..start + self.plan.tile_rows(self.step, tile), past..past)
-            }
-            Part::Own => (past, 0..0, past..past + n),
-            Part::Resident => (0, 0..past, past..past + n),
-        };
-        let pointers = |h| [self.at(Role::Query, h), self.at(Role::Key, h), self.at(Role::Value, h)];
-        let pointers: Vec<_> = (0..heads.len()).map(pointers).collect();
+        let own = if part.has_own() { n } else { 0 };
+        // A piece without rows declares no operands.
+        let at = |role, h| self.spans(role).nth(h).map_or(0, |span| self.x.memories.pointer(span));
+        let roles = [Role::Query, Role::Key, Role::Value, Role::OwnKey, Role::OwnValue];
+        let pointers: Vec<_> = (0..heads.len()).map(|h| roles.map(|role| at(role, h))).collect();
         let attention = Attention {
             heads: &pointers,
             state: [self.at(Role::StateMax, 0), self.at(Role::StateSum, 0), self.at(Role::StateAcc, 0)],
@@ -209,9 +203,8 @@ impl Run<'_> {
             tokens: n,
             q_start: past,
             group: spec.group(),
-            kv_start,
-            past: past_keys,
-            own: own_keys,
+            past: self.plan.past_rows(self.step, part),
+            own: past..past + own,
             window: spec.windows[layer],
             first,
             last,

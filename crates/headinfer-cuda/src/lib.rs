@@ -33,7 +33,8 @@ use thiserror::Error;
 pub use backend::{Cuda, CudaOptions};
 pub use device::{DeviceInfo, probe};
 pub use error::{CudaError, Version};
-pub use launch::attention_prefill::Tiling;
+pub use launch::attention_prefill::{PrefillKernel, Tiling};
+pub use launch::attention_prefill_hopper::Hopper;
 pub use weights::CudaWeights;
 
 /// Why a CUDA backend could not be opened.

@@ -114,6 +114,12 @@ pub(crate) fn check_nvrtc() -> Result<(), CudaError> {
     }
 }
 
+/// Whether the driver, which is there, knows tensor maps: since CUDA 12.0.
+pub(crate) fn has_tensor_maps() -> bool {
+    // SAFETY: the driver is loaded; the address is looked for and not called.
+    unsafe { has(driver::sys::culib(), "the NVIDIA driver", &["cuTensorMapEncodeTiled"]) }.is_ok()
+}
+
 /// The version of CUDA that the driver supports.
 pub(crate) fn driver_version() -> Result<Version, CudaError> {
     let mut version: c_int = 0;

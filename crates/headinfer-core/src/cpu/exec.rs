@@ -251,28 +251,16 @@ impl Run<'_> {
         if first {
             kernels::state_init(&mut state);
         }
-        // A resident head's past and own rows are attended as two pieces, like everybody else's.
-        let pieces: Vec<(usize, usize, usize)> = match part {
-            Part::Slot { tile, .. } => {
-                let size = self.x.plan.knobs().tile;
-                vec![(tile * size, 0, self.x.plan.tile_rows(self.step, tile))]
-            }
-            Part::Own => vec![(past, 0, n)],
-            Part::Resident => vec![(0, 0, past), (past, past, past + n)],
-        };
+        // Past and own rows are two pieces wherever they lie: blocks of keys are cut at the start of each.
+        let pieces = [
+            (self.x.plan.past_rows(self.step, part).start, Role::Key, Role::Value),
+            (past, Role::OwnKey, Role::OwnValue),
+        ];
         let mut partials = (n <= DECODE_ROWS).then(|| self.g.write::<f32>(Role::Partials, 0));
-        for (start, from, to) in pieces {
-            let kv = |h: usize| (self.g.read::<u16>(Role::Key, h), self.g.read::<u16>(Role::Value, h));
+        for (start, key, value) in pieces.into_iter().filter(|(_, key, _)| self.g.count(*key) > 0) {
+            let kv = |h: usize| (self.g.read::<u16>(key, h), self.g.read::<u16>(value, h));
             let q = |h: usize| self.g.read::<f32>(Role::Query, h);
-            self.attend_piece(
-                layer,
-                heads.len(),
-                (start, from, to),
-                &q,
-                &kv,
-                &mut state,
-                partials.as_deref_mut(),
-            );
+            self.attend_piece(layer, heads.len(), start, &q, &kv, &mut state, partials.as_deref_mut());
         }
         if last {
             self.finish(heads, &state);
@@ -312,22 +300,19 @@ impl Run<'_> {
         attend_host(self.x.isa, &self.x.plan, self.step, layer, ranges);
     }
 
-    /// Attention over rows `[from, to)` of each head's K and V, the first of which is at position `start`.
+    /// Attention over rows of each head's K and V, the first of which is at position `start`.
     #[allow(clippy::too_many_arguments)] // the piece, its sources and its state; all internal
     fn attend_piece<'s>(
         &self,
         layer: usize,
         heads: usize,
-        (start, from, to): (usize, usize, usize),
+        start: usize,
         q: &dyn Fn(usize) -> &'s [f32],
         kv: &dyn Fn(usize) -> (&'s [u16], &'s [u16]),
         state: &mut StateMut<'_>,
         partials: Option<&mut [f32]>,
     ) {
         let spec = &self.x.plan.spec;
-        if from == to {
-            return;
-        }
         let d = spec.head_dim;
         let geometry = Geometry {
             head_dim: d,
@@ -346,7 +331,7 @@ impl Run<'_> {
             let (Some(max), Some(sum), Some(acc)) = (max.next(), sum.next(), acc.next()) else { break };
             tasks.push(HeadTask {
                 q: q(h),
-                kv: KvRows { k: &k[from * d..to * d], v: &v[from * d..to * d], start: start as u64 },
+                kv: KvRows { k, v, start: start as u64 },
                 state: StateMut { max, sum, acc },
             });
         }

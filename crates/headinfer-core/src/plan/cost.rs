@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Plan;
 use super::layout::RegionId;
-use super::op::{Heads, Lane, Op, Part, Step};
+use super::op::{Heads, Lane, Op, Step};
 use super::operands::{Access, Role};
 use crate::model::spec::ModelSpec;
 
@@ -183,19 +183,12 @@ impl Plan {
                 Cost { in_bytes: self.bytes_of(step, op, &[Role::Key, Role::Value]), ..Cost::default() }
             }
             Op::Attend { layer, heads, part, .. } => {
-                let pairs = match part {
-                    Part::Slot { tile, .. } => {
-                        let size = self.knobs().tile;
-                        let rows = self.tile_rows(step, tile);
-                        pairs(spec, step, layer, tile * size..tile * size + rows)
-                    }
-                    Part::Own => pairs(spec, step, layer, step.past..step.past + step.rows),
-                    Part::Resident => pairs(spec, step, layer, 0..step.past + step.rows),
-                };
-                Cost {
-                    device_bytes: self.bytes_of(step, op, &[Role::Key, Role::Value]),
-                    ..attention(spec, heads, pairs)
+                let mut seen = pairs(spec, step, layer, self.past_rows(step, part));
+                if part.has_own() {
+                    seen += pairs(spec, step, layer, step.past..step.past + step.rows);
                 }
+                let kv = [Role::Key, Role::Value, Role::OwnKey, Role::OwnValue];
+                Cost { device_bytes: self.bytes_of(step, op, &kv), ..attention(spec, heads, seen) }
             }
             Op::AttendHost { .. } => {
                 Cost { host_bytes: self.bytes_of(step, op, &[Role::Key, Role::Value]), ..Cost::default() }

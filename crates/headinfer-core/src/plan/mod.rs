@@ -90,6 +90,18 @@ impl Plan {
         step.past.saturating_sub(tile * size).min(size)
     }
 
+    /// Past rows that `part` holds in `step`; the step's own, if it has them, come after.
+    pub fn past_rows(&self, step: &Step, part: Part) -> Range<usize> {
+        match part {
+            Part::Slot { tile, .. } => {
+                let first = tile * self.knobs().tile;
+                first..first + self.tile_rows(step, tile)
+            }
+            Part::Resident => 0..step.past,
+            Part::Own => step.past..step.past,
+        }
+    }
+
     /// KV heads of a layer in groups of at most `heads_per_group`.
     pub fn groups(&self, heads: Heads) -> impl Iterator<Item = Heads> + use<> {
         let size = self.knobs().heads_per_group;

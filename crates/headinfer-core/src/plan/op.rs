@@ -61,17 +61,26 @@ impl Heads {
 /// Where an [`Op::Attend`] finds its keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// A fetched tile in a ring slot: past rows only.
+    /// A fetched tile in a ring slot: past rows.
     Slot {
         /// Tile index within the head.
         tile: usize,
         /// Ring slot that holds it.
         slot: usize,
+        /// The step's own rows after them: the state of a group's last tile then never leaves the kernel.
+        own: bool,
     },
     /// Heads that never leave the device: all past rows and the step's own.
     Resident,
     /// The step's own rows, fresh from the projection (causal).
     Own,
+}
+
+impl Part {
+    /// Whether the step's own rows are among it. They come last.
+    pub fn has_own(self) -> bool {
+        !matches!(self, Part::Slot { own: false, .. })
+    }
 }
 
 /// Weights that go through a slot together.

@@ -42,11 +42,15 @@ pub enum Role {
     Key,
     /// Values, likewise.
     Value,
+    /// Keys of the step's own rows to attend, per head; past ones are `Key`.
+    OwnKey,
+    /// Values, likewise.
+    OwnValue,
     /// Where a copy goes: keys.
     KeyTo,
     /// Where a copy goes: values.
     ValueTo,
-    /// Own rows of a resident head are part of `Key`; own rows of other heads.
+    /// Running maxima.
     StateMax,
     /// Running sums.
     StateSum,
@@ -320,7 +324,7 @@ impl Addresses<'_> {
         self.layout.span(RegionId::HostQuery, (head - first) as u64 * bytes, bytes)
     }
 
-    /// K and V of the step's own rows, or of a resident head's rows `[first, first + rows)`.
+    /// K and V of the step's own rows.
     fn own(&self, layer: usize, head: usize) -> (Span, Span) {
         match self.layout.place(layer, head, self.plan.spec.kv_heads) {
             Place::Resident(index) => self.resident(index, self.step.past as u64, self.step.rows as u64),
@@ -336,6 +340,7 @@ impl Addresses<'_> {
         }
     }
 
+    /// K and V of a resident head's rows `[first, first + rows)`.
     fn resident(&self, index: usize, first: u64, rows: u64) -> (Span, Span) {
         let half = self.layout.resident_rows() * self.d() * 2;
         let base = index as u64 * 2 * half;
@@ -373,7 +378,7 @@ impl Addresses<'_> {
     }
 
     /// Rows of the past that a tile holds.
-    fn past_rows(&self, tile: usize) -> Range<usize> {
+    fn tile(&self, tile: usize) -> Range<usize> {
         let first = tile * self.plan.knobs().tile;
         first..first + self.plan.tile_rows(self.step, tile)
     }
@@ -446,7 +451,7 @@ impl Addresses<'_> {
         for head in heads.iter() {
             let (to_k, to_v) = self.slot(slot, head - heads.start, rows);
             let mut done = 0;
-            for (from_k, from_v) in self.stored(layer, head, self.past_rows(tile)) {
+            for (from_k, from_v) in self.stored(layer, head, self.tile(tile)) {
                 let part = |s: Span| Span { offset: s.offset + done, bytes: from_k.bytes, ..s };
                 o.read(Role::Key, from_k);
                 o.write(Role::KeyTo, part(to_k));
@@ -460,21 +465,15 @@ impl Addresses<'_> {
     fn attend(&self, o: &mut Operands, layer: usize, heads: Heads, part: Part, last: bool) {
         for head in heads.iter() {
             o.read(Role::Query, self.query(head));
-            let (k, v) = match part {
-                Part::Slot { tile, slot } => {
-                    self.slot(slot, head - heads.start, self.plan.tile_rows(self.step, tile))
-                }
-                Part::Own => self.own(layer, head),
-                Part::Resident => {
-                    let Place::Resident(index) = self.layout.place(layer, head, self.plan.spec.kv_heads)
-                    else {
-                        panic!("layer {layer} head {head} is not resident");
-                    };
-                    self.resident(index, 0, (self.step.past + self.step.rows) as u64)
-                }
-            };
-            o.read(Role::Key, k);
-            o.read(Role::Value, v);
+            if let Some((k, v)) = self.past(layer, head, head - heads.start, part) {
+                o.read(Role::Key, k);
+                o.read(Role::Value, v);
+            }
+            if part.has_own() {
+                let (k, v) = self.own(layer, head);
+                o.read(Role::OwnKey, k);
+                o.read(Role::OwnValue, v);
+            }
         }
         self.state(o, heads);
         if self.step.rows <= DECODE_ROWS {
@@ -486,13 +485,28 @@ impl Addresses<'_> {
         }
     }
 
+    /// K and V of a head's past rows in `part`; `None` when it has none.
+    fn past(&self, layer: usize, head: usize, head_in_group: usize, part: Part) -> Option<(Span, Span)> {
+        let rows = self.plan.past_rows(self.step, part).len();
+        match part {
+            Part::Slot { slot, .. } => Some(self.slot(slot, head_in_group, rows)),
+            Part::Resident => {
+                let Place::Resident(index) = self.layout.place(layer, head, self.plan.spec.kv_heads) else {
+                    panic!("layer {layer} head {head} is not resident");
+                };
+                Some(self.resident(index, 0, rows as u64))
+            }
+            Part::Own => None,
+        }
+    }
+
     fn attend_host(&self, o: &mut Operands, layer: usize, heads: Heads) {
         for head in heads.iter() {
             o.read(Role::HostQuery, self.host_query(layer, head));
         }
         for tile in self.plan.visible_tiles(self.step, layer) {
             for head in heads.iter() {
-                for (k, v) in self.stored(layer, head, self.past_rows(tile)) {
+                for (k, v) in self.stored(layer, head, self.tile(tile)) {
                     o.read(Role::Key, k);
                     o.read(Role::Value, v);
                 }

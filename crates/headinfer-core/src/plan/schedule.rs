@@ -112,12 +112,13 @@ impl<'a> Builder<'a> {
             self.compute(Op::Attend { layer, heads, part: Part::Resident, first: true, last: true }, &[]);
         }
         for heads in plan.groups(streamed(plan, &self.step, layer)) {
-            let mut first = true;
-            for tile in plan.visible_tiles(&self.step, layer) {
-                self.attend_tile(layer, heads, tile, first);
-                first = false;
+            let tiles = plan.visible_tiles(&self.step, layer);
+            if tiles.is_empty() {
+                self.compute(Op::Attend { layer, heads, part: Part::Own, first: true, last: true }, &[]);
             }
-            self.compute(Op::Attend { layer, heads, part: Part::Own, first, last: true }, &[]);
+            for tile in tiles.clone() {
+                self.attend_tile(layer, heads, tile, (tile == tiles.start, tile + 1 == tiles.end));
+            }
         }
         let mut wait = host_done;
         for heads in plan.host_groups(&self.step, layer) {
@@ -129,10 +130,11 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn attend_tile(&mut self, layer: usize, heads: Heads, tile: usize, first: bool) {
+    /// The last tile takes the step's own rows with it: they are there since the projection.
+    fn attend_tile(&mut self, layer: usize, heads: Heads, tile: usize, (first, last): (bool, bool)) {
         let index = self.attended.len();
         let slot = index % self.plan.knobs().ring_slots;
-        let op = Op::Attend { layer, heads, part: Part::Slot { tile, slot }, first, last: false };
+        let op = Op::Attend { layer, heads, part: Part::Slot { tile, slot, own: last }, first, last };
         let fetched = self.fetched[index];
         // The slot is free again for the tile that comes `ring_slots` later, if there is one.
         if index + self.plan.knobs().ring_slots < self.fetches.len() {

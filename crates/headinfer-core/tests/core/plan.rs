@@ -3,8 +3,8 @@
 use headinfer_core::plan::hazard::{self, Hazard, Order};
 use headinfer_core::plan::paper::PaperLayout;
 use headinfer_core::plan::{
-    Cost, DeviceKind, Event, Lane, Machine, Memory, Op, Overrides, PlacementMode, Plan, PlanError, RegionId,
-    Request, Schedule, Step, WEIGHT_PARTS, WeightBlock, WeightPlace, WeightsMode,
+    Cost, DECODE_ROWS, DeviceKind, Event, Lane, Machine, Memory, Op, Overrides, Part, Place, PlacementMode,
+    Plan, PlanError, RegionId, Request, Schedule, Step, WEIGHT_PARTS, WeightBlock, WeightPlace, WeightsMode,
 };
 use headinfer_core::plan::{Heads, Operands, Role, Span};
 use headinfer_core::units::{GIB, MIB};
@@ -158,6 +158,46 @@ pub(crate) fn without(schedule: &Schedule, command: usize, wait: Event) -> Sched
 
 fn signaller(schedule: &Schedule, event: Event) -> usize {
     schedule.commands.iter().position(|c| c.signals == Some(event)).unwrap()
+}
+
+#[test]
+fn every_head_attends_each_visible_row_once_and_its_own_with_its_last_tile() {
+    let mut draw = Draw(9);
+    let (mut with_tile, mut alone) = (0, 0);
+    for _ in 0..200 {
+        let (plan, step) = random_plan(&mut draw);
+        let commands = plan.schedule(step).commands;
+        for (layer, head) in (0..plan.spec.layers).flat_map(|l| (0..plan.spec.kv_heads).map(move |h| (l, h)))
+        {
+            let attends = commands.iter().filter_map(|c| match c.op {
+                Op::Attend { layer: l, heads, part, first, last }
+                    if l == layer && heads.iter().contains(&head) =>
+                {
+                    Some((part, first, last))
+                }
+                _ => None,
+            });
+            let attends: Vec<_> = attends.collect();
+            let on_host =
+                matches!(plan.layout().place(layer, head, plan.spec.kv_heads), Place::HostAttend(_));
+            let tiles = plan.visible_tiles(&step, layer);
+            let merged = on_host && step.rows <= DECODE_ROWS && !tiles.is_empty();
+            let mut next = if merged { step.past } else { tiles.start * plan.knobs().tile };
+            for (i, (part, first, last)) in attends.iter().enumerate() {
+                assert_eq!((*first, *last), (i == 0 && !merged, i + 1 == attends.len()), "{part:?}");
+                assert_eq!(part.has_own(), *last, "{part:?}");
+                let rows = plan.past_rows(&step, *part);
+                if !rows.is_empty() {
+                    assert!(rows.start == next || *part == Part::Resident, "{part:?}");
+                    next = rows.end;
+                }
+                with_tile += usize::from(matches!(part, Part::Slot { own: true, .. }));
+                alone += usize::from(*part == Part::Own);
+            }
+            assert!(next == step.past || tiles.is_empty(), "rows up to {next} of {}", step.past);
+        }
+    }
+    assert!(with_tile > 100 && alone > 50, "{with_tile} with a tile, {alone} alone");
 }
 
 #[test]

@@ -1,25 +1,41 @@
 // What prefill and decode attention share: parameters, the mask, reductions over a row.
 //
-// A step's keys come in pieces: the past, cut at absolute multiples of 64 keys, and the step's own rows, cut at
-// multiples of 64 from their first. The running (max, sum, accumulator) is updated once a block, in order, whoever
+// A step's keys come in pieces: the past, cut at absolute multiples of KEYS, and the step's own rows, cut at
+// multiples of KEYS from their first. The running (max, sum, accumulator) is updated once a block, in order, whoever
 // holds the block and however many calls the pieces are spread over: carrying the state through memory changes no
 // bit. max is a raw score, before scaling; prefill's may lag behind the largest one seen (see there).
 //
-// HEAD_DIM, a multiple of 8 up to 256, is defined by whoever compiles this.
+// HEAD_DIM, a multiple of 8 up to 256, is defined by whoever compiles this; KEYS too, where it is not 64.
 
+#ifndef KEYS
 #define KEYS 64
+#endif
 #define DIM_PADDED ((HEAD_DIM + 15) / 16 * 16)
 
+#ifdef TENSOR_MAPS
+// What the driver made of a tensor's shape; see PTX, "tensor map".
+struct alignas(64) TensorMap {
+    u64 opaque[16];
+};
+#endif
+
 struct AttendParams {
+#ifdef TENSOR_MAPS
+    TensorMap query;                // [heads][rows][HEAD_DIM]
+    TensorMap past_key, past_value; // [heads][keys][HEAD_DIM], row 0 at position past_from
+    TensorMap own_key, own_value;   // row 0 at position own_from
+#else
     const bf16 *query[HEADS_MAX]; // per head [rows, HEAD_DIM], row = token * group + query head
-    const bf16 *key[HEADS_MAX];   // per head, row 0 at position kv_start
+    const bf16 *key[HEADS_MAX];   // per head, the past piece's, row 0 at position past_from
     const bf16 *value[HEADS_MAX];
+    const bf16 *own_key[HEADS_MAX]; // per head, the own piece's, row 0 at position own_from
+    const bf16 *own_value[HEADS_MAX];
+#endif
     float *state_max, *state_sum; // [heads, rows]
     float *state_acc;             // [heads, rows, HEAD_DIM]
     float *partials;              // decode: [heads, splits of the launch] of max [rows], sum [rows], acc [rows, HEAD_DIM]
     bf16 *out;                    // [tokens, out_stride], used with `last`
     u64 q_start;                  // position of the first query token
-    u64 kv_start;
     u64 past_from, past_to;       // positions of the past piece, empty when equal
     u64 own_from, own_to;         // positions of the own piece, likewise
     u64 window;                   // a query at t sees keys in (t - window, t]; 0 sees all
@@ -78,11 +94,11 @@ __device__ __forceinline__ bool covers(const Range &seen, u64 start, int count) 
     return count == KEYS && seen.from <= start && start + KEYS <= seen.to;
 }
 
-// Of 16 rows by 64 keys, a warp's lane holds rows g and g + 8 and of every eight keys 2t and 2t + 1.
-__device__ __forceinline__ void mask_scores(float (&s)[8][4], Visible low, Visible high) {
+// Of 16 rows by KEYS, a warp's lane holds rows g and g + 8 and of every eight keys 2t and 2t + 1.
+__device__ __forceinline__ void mask_scores(float (&s)[KEYS / 8][4], Visible low, Visible high) {
     int t = (threadIdx.x & 3) * 2;
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
+    for (int j = 0; j < KEYS / 8; j++) {
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             int key = j * 8 + t + e;

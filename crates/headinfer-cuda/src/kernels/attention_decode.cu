@@ -20,14 +20,19 @@ __device__ __forceinline__ uint4 load_or_zero(const bf16 *from, bool inside) {
     return inside ? __ldg((const uint4 *)from) : make_uint4(0, 0, 0, 0);
 }
 
-// Keys [from, to) of one split, as positions; empty past the last.
-__device__ __forceinline__ Range split_of(const AttendParams &p, u64 index) {
+// Keys [from, to) of one split of a piece, as positions; empty past the last.
+struct Split {
+    u64 from, to;
+    bool past;
+};
+
+__device__ __forceinline__ Split split_of(const AttendParams &p, u64 index) {
     u64 first = p.past_from / SPLIT, past_splits = (p.past_to + SPLIT - 1) / SPLIT - first;
     if (p.past_from >= p.past_to) past_splits = 0;
-    bool past = index < past_splits;
-    u64 from = past ? p.past_from : p.own_from, to = past ? p.past_to : p.own_to;
-    u64 cut = past ? first + index : p.own_from / SPLIT + (index - past_splits);
-    Range split;
+    Split split;
+    split.past = index < past_splits;
+    u64 from = split.past ? p.past_from : p.own_from, to = split.past ? p.past_to : p.own_to;
+    u64 cut = split.past ? first + index : p.own_from / SPLIT + (index - past_splits);
     split.from = most(from, cut * SPLIT);
     split.to = least(to, (cut + 1) * SPLIT);
     return split;
@@ -172,23 +177,23 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, HEAD_DIM <= 64 ? 3 : 1)
     Shared &shared = *(Shared *)memory;
     u32 split = blockIdx.x / p.row_tiles, tile_row = blockIdx.x % p.row_tiles * ROWS;
     u32 row = tile_row + ((threadIdx.x & 31) >> 2);
-    Range keys = split_of(p, (u64)p.first_split + split);
+    Split keys = split_of(p, (u64)p.first_split + split);
     u64 start = keys.from + (threadIdx.x >> 5) * KEYS;
     int count = start < keys.to ? (int)least(KEYS, keys.to - start) : 0;
-    u64 offset = (start - p.kv_start) * HEAD_DIM;
+    u64 offset = (start - (keys.past ? p.past_from : p.own_from)) * HEAD_DIM;
     float max[2] = {NEG_INFINITY, NEG_INFINITY}, sum[2] = {0.0f, 0.0f};
     float s[8][4] = {};
     if (count > 0) {
         const bf16 *q = p.query[blockIdx.y];
         scores(s, q + (u64)clamp_row(p, row) * HEAD_DIM, q + (u64)clamp_row(p, row + 8) * HEAD_DIM,
-               p.key[blockIdx.y] + offset, count);
+               (keys.past ? p.key : p.own_key)[blockIdx.y] + offset, count);
         if (!covers(seen_by_all(p, tile_row, ROWS), start, count)) {
             mask_scores(s, visible(p, row, start, count), visible(p, row + 8, start, count));
         }
         softmax(s, max, sum, p.scale_log2);
     }
     float acc[BANDS * 8][4] = {};
-    weigh(acc, s, p.value[blockIdx.y] + offset, count);
+    weigh(acc, s, (keys.past ? p.value : p.own_value)[blockIdx.y] + offset, count);
     share(shared, max, sum, acc);
     __syncthreads();
     u64 partial = (u64)p.rows * (HEAD_DIM + 2);

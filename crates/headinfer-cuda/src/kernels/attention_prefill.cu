@@ -30,6 +30,10 @@
 // one run in which power held the clock to 1.7 GHz: 332 to 361 at d = 128 (4 x 2 x 2, past), 286 to 319 at d = 256
 // (8 x 1 x 2). Two warps to a row tile, each on half of the keys and then of V's columns with the weights exchanged
 // through shared memory, need a quarter fewer ldmatrix at d = 256 and were no faster (306): their softmax stands alone.
+//
+// Past and own rows lie apart in memory. A block's address is its index times a constant from the piece's base, rather than
+// made of its position: in turns with the kernel before, over 131072 past keys, 1.02 of its rate at d = 64, 1.05 at 96 and
+// 0.99 at 128 and 256. Addresses made before the barrier instead of after it gained nothing more.
 
 #define THREADS (WARPS * 32)
 #define WARP_ROWS (ROW_TILES * 16)
@@ -38,7 +42,7 @@
 #define TILE (KEYS * STRIDE)         // bytes of K or V of one block
 #define STEPS (DIM_PADDED / 16)
 #define AHEAD (STAGES > 1 ? STAGES - 1 : 1) // blocks
-#define SLACK 8.0f                   // a weight is at most 2^SLACK
+#define SLACK 8.0f                          // a weight is at most 2^SLACK
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
@@ -97,91 +101,79 @@ __device__ __forceinline__ void load_keys(u32 to, const bf16 *from, int count) {
     }
 }
 
+// Rows of K and V of one piece, as if it began with block 0 of the walk: a block's place follows from its index.
+struct Piece {
+    const bf16 *key;
+    i64 apart; // V's rows from K's
+};
+
 // The visible blocks of a tile of rows: those of the past, then those of the step's own rows. Lies in the padding of
-// two rows of shared memory, as registers are dear.
+// some rows of shared memory, as registers are dear.
 struct Walk {
     u32 past, own; // first block of each piece, from position 0 and from own_from
     int past_blocks, blocks;
     char row[DIM_PADDED * 2];
-    int clear_from, clear_to, ragged; // blocks [clear_from, clear_to) but `ragged` need no mask
-};
+    int clear_from, clear_to;  // blocks [clear_from, clear_to) but a ragged one need no mask
+    int ragged, own_ragged;    // the block of each piece that has fewer keys, or -1
+    struct {
+        char row[DIM_PADDED * 2];
+        Piece piece;
+    } kv[2]; // past, own
 
-struct Block {
-    u64 start; // position of its first key
-    int count;
-};
-
-// How many of `count` blocks from `first` on are before block `end`.
-__device__ __forceinline__ int between(u64 end, u32 first, int count) {
-    return end > first ? (int)least(end - first, count) : 0;
-}
-
-__device__ __forceinline__ void find_walk(const AttendParams &p, u32 row, Walk &w) {
-    u64 first = first_visible(p, position_of(p, row)), end = position_of(p, row + ROWS - 1) + 1;
-    u32 past_end = (u32)((p.past_to + KEYS - 1) / KEYS);
-    u32 own_end = (u32)((most(least(p.own_to, end), p.own_from) - p.own_from + KEYS - 1) / KEYS);
-    w.past = (u32)(most(p.past_from, first) / KEYS);
-    w.past_blocks = p.past_from < p.past_to && w.past < past_end ? past_end - w.past : 0;
-    w.own = first > p.own_from ? (u32)((first - p.own_from) / KEYS) : 0;
-    int own_blocks = w.own < own_end ? own_end - w.own : 0;
-    w.blocks = w.past_blocks + own_blocks;
-    Range seen = seen_by_all(p, row, ROWS);
-    u64 own_seen = most(least(seen.to, p.own_to), p.own_from) - p.own_from;
-    w.clear_from = between((seen.from + KEYS - 1) / KEYS, w.past, w.past_blocks) +
-                   between((most(seen.from, p.own_from) - p.own_from + KEYS - 1) / KEYS, w.own, own_blocks);
-    w.clear_to = w.past_blocks + between(own_seen / KEYS, w.own, own_blocks);
-    w.ragged = p.past_to % KEYS ? w.past_blocks - 1 : -1;
-}
-
-__device__ __forceinline__ Block block_of(const AttendParams &p, const Walk &w, int i) {
-    Block b;
-    bool past = i < w.past_blocks;
-    b.start = (u64)(past ? w.past + i : w.own + (i - w.past_blocks)) * KEYS + (past ? 0 : p.own_from);
-    b.count = (int)least(KEYS, (past ? p.past_to : p.own_to) - b.start);
-    return b;
-}
-
-// Block i of K or V (or, at once, of both, V a TILE after K); nothing past the last.
-template <int N>
-__device__ __forceinline__ void load_block(const AttendParams &p, const Walk &w, int i, const bf16 *const (&heads)[N],
-                                           u32 to) {
-    if (i < w.blocks) {
-        Block b = block_of(p, w, i);
-#pragma unroll
-        for (int n = 0; n < N; n++) load_keys(to + n * TILE, heads[n] + b.start * HEAD_DIM, b.count);
+    __device__ __forceinline__ bool whole(int i) const {
+        return HEAD_DIM == DIM_PADDED && i < blocks && i != ragged && i != own_ragged;
     }
+    __device__ __forceinline__ const Piece &piece_of(int i) const { return kv[i >= past_blocks].piece; }
+};
+
+__device__ __forceinline__ void find_pieces(const AttendParams &p, Walk &w) {
+    bool ragged = w.blocks > w.past_blocks && block_of(p, w, w.blocks - 1).count < KEYS;
+    w.own_ragged = ragged ? w.blocks - 1 : -1;
+    const bf16 *past = p.key[blockIdx.y] + ((u64)w.past * KEYS - p.past_from) * HEAD_DIM;
+    const bf16 *own = p.own_key[blockIdx.y] + ((i64)w.own - w.past_blocks) * (KEYS * HEAD_DIM);
+    w.kv[0].piece = {past, p.value[blockIdx.y] - p.key[blockIdx.y]};
+    w.kv[1].piece = {own, p.own_value[blockIdx.y] - p.own_key[blockIdx.y]};
+}
+
+// Copies block i of K, of V, or of both at once, V a TILE after K; nothing past the last.
+template <bool K, bool V>
+__device__ __forceinline__ void copy_block(const AttendParams &p, const Walk &w, int i, u32 to) {
+    if (i < w.blocks) {
+        int count = block_of(p, w, i).count;
+        const Piece &piece = w.piece_of(i);
+        const bf16 *from = piece.key + (u64)i * (KEYS * HEAD_DIM);
+        if (K) load_keys(to, from, count);
+        if (V) load_keys(to + (K ? TILE : 0), from + piece.apart, count);
+    }
+}
+
+template <bool K, bool V>
+__device__ __forceinline__ void load_block(const AttendParams &p, const Walk &w, int i, u32 to) {
+    copy_block<K, V>(p, w, i, to);
     copy_commit();
 }
 
-// Copies of a whole block of K, then of V, given out a few at a time: in one go they would hold up the ldmatrix behind
-// them. Made after the barrier: addresses that are kept across it cost 3 to 5 % at d = 128, and gain 2 to 3 % below.
+// Copies of block i of K, then of V, given out a few at a time: in one go they would hold up the ldmatrix behind them. A
+// block that is not whole is left to `copy_block`.
 struct Copies {
     u32 to;
     const bf16 *from;
-    bool any;
+    const Piece *piece;
+    bool any, whole;
 
-    // Of block i; one that is not whole is loaded at once.
-    __device__ __forceinline__ Copies(const AttendParams &p, const Walk &w, int i, const bf16 *const (&heads)[2],
-                                      u32 tile) {
-        any = false;
-        if (i >= w.blocks) return;
-        Block b = block_of(p, w, i);
-        from = heads[0] + b.start * HEAD_DIM;
-        if (HEAD_DIM != DIM_PADDED || b.count != KEYS) {
-            load_keys(tile, from, b.count);
-            load_keys(tile + TILE, heads[1] + b.start * HEAD_DIM, b.count);
-            return;
-        }
+    __device__ __forceinline__ Copies(const Walk &w, int i, u32 tile) {
         Place at;
-        any = at.copies();
+        whole = w.whole(i);
+        any = whole && at.copies();
+        piece = &w.piece_of(i);
         to = tile + at.row * STRIDE + at.column * 2;
-        from += (u32)(at.row * HEAD_DIM + at.column);
+        from = piece->key + (u64)i * (KEYS * HEAD_DIM) + (u32)(at.row * HEAD_DIM + at.column);
     }
 
-    // Copy i of 2 * PASSES, in order; V is `apart` from K.
-    __device__ __forceinline__ void give(int i, i64 apart) {
+    // Copy i of 2 * PASSES, in order.
+    __device__ __forceinline__ void give(int i) {
         int row = i % PASSES * LINES;
-        if (i == PASSES) from += apart;
+        if (i == PASSES) from += piece->apart;
         if (any) copy_async(to + i / PASSES * TILE + row * STRIDE, from + row * HEAD_DIM);
     }
 };
@@ -348,47 +340,6 @@ __device__ __forceinline__ void weigh(const float (&s)[ROW_TILES][8][4], u32 v, 
     for (int i = 0; i < ROW_TILES * 2; i++) state.sum[i / 2][i % 2] += quad_sum(total[i / 2][i % 2]);
 }
 
-// One row of a lane: row tile m, the lower or upper one.
-__device__ __forceinline__ void load_state(const AttendParams &p, u32 row, State &state, int m, int r) {
-    int column = (threadIdx.x & 3) * 2;
-    bool held = !p.first && row < p.rows;
-    u64 at = (u64)blockIdx.y * p.rows + row;
-    state.max[m][r] = held ? p.state_max[at] : NEG_INFINITY;
-    state.sum[m][r] = held ? p.state_sum[at] : 0.0f;
-#pragma unroll
-    for (int n = 0; n < 2 * STEPS; n++) {
-        float2 x = make_float2(0.0f, 0.0f);
-        if (held && n * 8 < HEAD_DIM) x = *(const float2 *)(p.state_acc + at * HEAD_DIM + n * 8 + column);
-        state.acc[m][n][2 * r] = x.x;
-        state.acc[m][n][2 * r + 1] = x.y;
-    }
-}
-
-__device__ __forceinline__ void store_state(const AttendParams &p, u32 row, const State &state, int m, int r) {
-    int column = (threadIdx.x & 3) * 2;
-    u64 at = (u64)blockIdx.y * p.rows + row;
-    if (column == 0) {
-        p.state_max[at] = state.max[m][r];
-        p.state_sum[at] = state.sum[m][r];
-    }
-#pragma unroll
-    for (int n = 0; n < HEAD_DIM / 8; n++) {
-        *(float2 *)(p.state_acc + at * HEAD_DIM + n * 8 + column) =
-            make_float2(state.acc[m][n][2 * r], state.acc[m][n][2 * r + 1]);
-    }
-}
-
-// Accumulator over sum; zeros for a row that saw nothing.
-__device__ __forceinline__ void store_out(const AttendParams &p, u32 row, const State &state, int m, int r) {
-    float scale = state.sum[m][r] > 0.0f ? 1.0f / state.sum[m][r] : 0.0f;
-    u64 head = p.out_column + ((u64)blockIdx.y * p.group + row % p.group) * HEAD_DIM;
-    bf16 *to = p.out + row / p.group * p.out_stride + head + (threadIdx.x & 3) * 2;
-#pragma unroll
-    for (int n = 0; n < HEAD_DIM / 8; n++) {
-        *(u32 *)(to + n * 8) = pack_bf16(state.acc[m][n][2 * r] * scale, state.acc[m][n][2 * r + 1] * scale);
-    }
-}
-
 // Grid (tiles of rows, heads). The last tile sees most and starts first. From block `wave` on the order is turned
 // round: where two blocks share a multiprocessor and all start at once, those that see most meet those that see least.
 __device__ __forceinline__ u32 tile_of(const AttendParams &p) {
@@ -400,13 +351,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 attention_prefill(const __grid_constant__ AttendParams p) {
     extern __shared__ uint4 memory[];
     u32 tiles = shared_address(memory); // [STAGES][K | V][KEYS, STRIDE], then queries
-    u64 before = p.kv_start * HEAD_DIM;
-    const bf16 *both[2] = {p.key[blockIdx.y] - before, p.value[blockIdx.y] - before};
-    const bf16 *key[1] = {both[0]}, *value[1] = {both[1]};
     u32 tile_row = tile_of(p) * ROWS;
     u32 row = tile_row + (threadIdx.x >> 5) * WARP_ROWS + ((threadIdx.x & 31) >> 2);
     Walk &found = *(Walk *)((char *)memory + DIM_PADDED * 2);
-    if (threadIdx.x == 0) find_walk(p, tile_row, found);
+    if (threadIdx.x == 0) {
+        find_walk(p, tile_row, ROWS, found);
+        find_pieces(p, found);
+    }
     __syncthreads();
 #if ROW_TILES * DIM_PADDED <= 192
     Walk walk = found; // there are registers for it
@@ -415,28 +366,30 @@ attention_prefill(const __grid_constant__ AttendParams p) {
 #endif
     Queries q;
     load_queries(p, tile_row, tiles + STAGES * 2 * TILE, q);
-    if (STAGES == 1) load_block(p, walk, 0, key, tiles);
+    if (STAGES == 1) load_block<true, false>(p, walk, 0, tiles);
 #pragma unroll
-    for (int i = 0; i + 1 < STAGES; i++) load_block(p, walk, i, both, tiles + i * 2 * TILE);
+    for (int i = 0; i + 1 < STAGES; i++) load_block<true, true>(p, walk, i, tiles + i * 2 * TILE);
     State state;
 #pragma unroll
-    for (int i = 0; i < ROW_TILES * 2; i++) load_state(p, row + i * 8, state, i / 2, i % 2);
+    for (int i = 0; i < ROW_TILES * 2; i++) load_row(p, row + i * 8, state.max[i / 2][i % 2], state.sum[i / 2][i % 2], state.acc[i / 2], i % 2);
     for (int i = 0; i < walk.blocks; i++) {
         u32 k = tiles + i % STAGES * 2 * TILE;
         float s[ROW_TILES][8][4];
         if (STAGES == 1) {
             copy_wait<0>(); // for K; everybody is done with the V before
-            load_block(p, walk, i, value, k + TILE);
+            load_block<false, true>(p, walk, i, k + TILE);
             scores(s, q, k, [](int) {});
             copy_wait<0>(); // for V; everybody is done with K
-            load_block(p, walk, i + 1, key, k);
+            load_block<true, false>(p, walk, i + 1, k);
         } else {
             copy_wait<AHEAD - 1>(); // for block i; everybody is done with block i - 1
-            Copies copies(p, walk, i + AHEAD, both, tiles + (i + AHEAD) % STAGES * 2 * TILE);
+            u32 ahead = tiles + (i + AHEAD) % STAGES * 2 * TILE;
+            Copies copies(walk, i + AHEAD, ahead);
+            if (!copies.whole) copy_block<true, true>(p, walk, i + AHEAD, ahead);
             scores(s, q, k, [&](int step) {
 #pragma unroll
                 for (int i = step * 2 * PASSES / STEPS; i < (step + 1) * 2 * PASSES / STEPS; i++) {
-                    copies.give(i, both[1] - both[0]);
+                    copies.give(i);
                 }
             });
             copy_commit();
@@ -456,10 +409,6 @@ attention_prefill(const __grid_constant__ AttendParams p) {
 #pragma unroll
     for (int i = 0; i < ROW_TILES * 2; i++) {
         if (row + i * 8 >= p.rows) continue;
-        if (p.last) {
-            store_out(p, row + i * 8, state, i / 2, i % 2);
-        } else {
-            store_state(p, row + i * 8, state, i / 2, i % 2);
-        }
+        store_row(p, row + i * 8, state.max[i / 2][i % 2], state.sum[i / 2][i % 2], state.acc[i / 2], i % 2);
     }
 }

@@ -28,27 +28,27 @@ impl Kernels {
     ) -> Result<(), CudaError> {
         let mut params = a.params(self.head_dim);
         let heads = a.heads.len();
-        let per_split = heads as u64 * u64::from(params.rows) * (self.head_dim as u64 + 2);
+        let per_split = heads as u64 * u64::from(params.rest.rows) * (self.head_dim as u64 + 2);
         let in_flight = (floats / per_split) as usize;
         assert!(in_flight > 0, "no room for the states of one split of {heads} heads");
         let splits = a.visible_splits();
-        params.partials = partials;
-        params.row_tiles = (params.rows as usize).div_ceil(ROWS) as u32;
+        params.rest.partials = partials;
+        params.rest.row_tiles = (params.rest.rows as usize).div_ceil(ROWS) as u32;
         for begin in splits.clone().step_by(in_flight) {
             let end = (begin + in_flight).min(splits.end);
-            params.first_split = begin as u32;
-            params.splits = (end - begin) as u32;
-            params.first = u32::from(a.first && begin == splits.start);
-            params.last = u32::from(a.last && end == splits.end);
+            params.rest.first_split = begin as u32;
+            params.rest.splits = (end - begin) as u32;
+            params.rest.first = u32::from(a.first && begin == splits.start);
+            params.rest.last = u32::from(a.last && end == splits.end);
             let spread = Spread {
-                grid: (params.splits * params.row_tiles, heads as u32),
+                grid: (params.rest.splits * params.rest.row_tiles, heads as u32),
                 block: (WARPS * 32) as u32,
                 shared: shared_bytes(self.head_dim),
             };
             // SAFETY: the kernel's layout; the addresses are the op's spans.
             unsafe { launch(self.attention_decode, &spread, stream, "attention_decode", &mut params) }?;
             let block = self.head_dim.next_multiple_of(32) as u32;
-            let spread = Spread { grid: (params.rows, heads as u32), block, shared: 0 };
+            let spread = Spread { grid: (params.rest.rows, heads as u32), block, shared: 0 };
             // SAFETY: as above.
             unsafe { launch(self.attention_merge, &spread, stream, "attention_merge", &mut params) }?;
         }

@@ -1,7 +1,8 @@
-//! Prefill attention, and the parameters it shares with decode.
+//! Prefill attention, which kernel computes it, and the parameters it shares with decode.
 
 use cudarc::driver::sys::CUstream;
 
+use super::attention_prefill_hopper::Hopper;
 use super::{HEADS_MAX, Kernels, Spread, launch};
 use crate::arena::Pointer;
 use crate::error::CudaError;
@@ -9,7 +10,41 @@ use crate::error::CudaError;
 /// Keys of a block (`KEYS` in `kernels/attention.cuh`).
 const KEYS: usize = headinfer_core::plan::BLOCK;
 
-/// How the prefill kernel is built for a head dimension and a device. Every choice gives the same bits.
+/// Which kernel computes prefill attention, and how it is built. Another kernel gives other bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefillKernel {
+    /// What devices from sm_80 on have.
+    Portable(Tiling),
+    /// What sm_90a alone has.
+    Hopper(Hopper),
+}
+
+impl PrefillKernel {
+    /// The fastest for a device, which is a Hopper or not, and the shared memory a block of it may have.
+    pub fn new(head_dim: usize, hopper: bool, shared_limit: u32) -> Self {
+        match Hopper::new(head_dim) {
+            Some(built) if hopper && built.shared_bytes(head_dim) <= shared_limit => Self::Hopper(built),
+            _ => Self::Portable(Tiling::new(head_dim, shared_limit)),
+        }
+    }
+
+    /// Its name: that of its file.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Portable(_) => "attention_prefill",
+            Self::Hopper(_) => "attention_prefill_hopper",
+        }
+    }
+
+    pub(super) fn shared_bytes(&self, head_dim: usize) -> u32 {
+        match self {
+            Self::Portable(tiling) => tiling.shared_bytes(head_dim),
+            Self::Hopper(hopper) => hopper.shared_bytes(head_dim),
+        }
+    }
+}
+
+/// How the portable prefill kernel is built for a head dimension and a device. Every choice gives the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
     /// Warps of a block.
@@ -68,20 +103,31 @@ impl Tiling {
     }
 }
 
-/// As the kernels take it; see `kernels/attention.cuh` for shapes.
+/// As the kernels take it, `F` being how they find queries, keys and values; see `kernels/attention.cuh` for shapes.
 #[repr(C)]
-#[derive(Clone)]
-pub(super) struct AttendParams {
+pub(super) struct AttendParams<F> {
+    pub(super) from: F,
+    pub(super) rest: Rest,
+}
+
+/// By the address of each head.
+#[repr(C)]
+pub(super) struct Pointers {
     query: [Pointer; HEADS_MAX],
     key: [Pointer; HEADS_MAX],
     value: [Pointer; HEADS_MAX],
+    own_key: [Pointer; HEADS_MAX],
+    own_value: [Pointer; HEADS_MAX],
+}
+
+#[repr(C)]
+pub(super) struct Rest {
     state_max: Pointer,
     state_sum: Pointer,
     state_acc: Pointer,
     pub(super) partials: Pointer,
     out: Pointer,
     q_start: u64,
-    kv_start: u64,
     past_from: u64,
     past_to: u64,
     own_from: u64,
@@ -100,10 +146,10 @@ pub(super) struct AttendParams {
     scale_log2: f32,
 }
 
-/// Attention of one group of heads over some keys.
+/// Attention of one group of heads over some keys: those of the past, then the step's own.
 pub(crate) struct Attention<'a> {
-    /// Per head: queries, keys, values.
-    pub(crate) heads: &'a [[Pointer; 3]],
+    /// Per head: queries, keys and values of the past, own keys and values; a piece without keys needs no address.
+    pub(crate) heads: &'a [[Pointer; 5]],
     /// Max, sum, accumulator.
     pub(crate) state: [Pointer; 3],
     /// Output rows, with `last`.
@@ -115,11 +161,9 @@ pub(crate) struct Attention<'a> {
     pub(crate) q_start: usize,
     /// Query heads of a KV head.
     pub(crate) group: usize,
-    /// Position of the first key in memory.
-    pub(crate) kv_start: usize,
-    /// Positions of past keys to attend.
+    /// Positions of past keys to attend, the first at the past's addresses.
     pub(crate) past: std::ops::Range<usize>,
-    /// Positions of own keys to attend.
+    /// Positions of own keys to attend, likewise.
     pub(crate) own: std::ops::Range<usize>,
     pub(crate) window: Option<usize>,
     pub(crate) first: bool,
@@ -127,23 +171,25 @@ pub(crate) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    pub(super) fn params(&self, head_dim: usize) -> AttendParams {
+    pub(super) fn params(&self, head_dim: usize) -> AttendParams<Pointers> {
         let column = |i: usize| {
             let mut all = [0; HEADS_MAX];
             all.iter_mut().zip(self.heads).for_each(|(to, head)| *to = head[i]);
             all
         };
-        AttendParams {
-            query: column(0),
-            key: column(1),
-            value: column(2),
+        let [query, key, value, own_key, own_value] = [0, 1, 2, 3, 4].map(column);
+        let from = Pointers { query, key, value, own_key, own_value };
+        AttendParams { from, rest: self.rest(head_dim) }
+    }
+
+    pub(super) fn rest(&self, head_dim: usize) -> Rest {
+        Rest {
             state_max: self.state[0],
             state_sum: self.state[1],
             state_acc: self.state[2],
             partials: 0,
             out: self.out,
             q_start: self.q_start as u64,
-            kv_start: self.kv_start as u64,
             past_from: self.past.start as u64,
             past_to: self.past.end as u64,
             own_from: self.own.start as u64,
@@ -167,16 +213,28 @@ impl Attention<'_> {
 impl Kernels {
     /// Many rows.
     pub(crate) fn attention_prefill(&self, stream: CUstream, a: &Attention<'_>) -> Result<(), CudaError> {
+        match self.prefill {
+            PrefillKernel::Portable(tiling) => self.attention_prefill_portable(stream, a, &tiling),
+            PrefillKernel::Hopper(hopper) => self.attention_prefill_hopper(stream, a, &hopper),
+        }
+    }
+
+    fn attention_prefill_portable(
+        &self,
+        stream: CUstream,
+        a: &Attention<'_>,
+        tiling: &Tiling,
+    ) -> Result<(), CudaError> {
         let mut params = a.params(self.head_dim);
-        let tiles = (params.rows as usize).div_ceil(self.tiling.rows());
+        let tiles = (params.rest.rows as usize).div_ceil(tiling.rows());
         // All start at once: a block's neighbour is the one that many multiprocessors later.
-        if self.tiling.blocks == 2 && tiles * a.heads.len() <= 2 * self.multiprocessors as usize {
-            params.wave = self.multiprocessors;
+        if tiling.blocks == 2 && tiles * a.heads.len() <= 2 * self.multiprocessors as usize {
+            params.rest.wave = self.multiprocessors;
         }
         let spread = Spread {
             grid: (tiles as u32, a.heads.len() as u32),
-            block: (self.tiling.warps * 32) as u32,
-            shared: self.tiling.shared_bytes(self.head_dim),
+            block: (tiling.warps * 32) as u32,
+            shared: tiling.shared_bytes(self.head_dim),
         };
         // SAFETY: the kernel's layout; the addresses are the op's spans.
         unsafe { launch(self.attention_prefill, &spread, stream, "attention_prefill", &mut params) }

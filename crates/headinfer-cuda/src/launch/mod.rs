@@ -4,6 +4,7 @@
 
 pub(crate) mod attention_decode;
 pub(crate) mod attention_prefill;
+pub(crate) mod attention_prefill_hopper;
 pub(crate) mod bias;
 pub(crate) mod delay;
 pub(crate) mod embed;
@@ -24,7 +25,7 @@ use rayon::prelude::*;
 use crate::compile;
 use crate::device::DeviceInfo;
 use crate::error::{CudaError, Named};
-use attention_prefill::Tiling;
+use attention_prefill::PrefillKernel;
 
 /// Heads a launch takes at most (`HEADS_MAX` in the prelude).
 pub(crate) const HEADS_MAX: usize = 64;
@@ -49,7 +50,7 @@ pub(crate) struct Kernels {
     attention_prefill: CUfunction,
     attention_decode: CUfunction,
     attention_merge: CUfunction,
-    tiling: Tiling,
+    prefill: PrefillKernel,
     multiprocessors: u32,
     head_dim: usize,
     modules: Vec<CUmodule>,
@@ -65,10 +66,10 @@ impl Kernels {
     pub(crate) fn load(
         info: &DeviceInfo,
         head_dim: usize,
-        tiling: Tiling,
+        prefill: PrefillKernel,
         cache: Option<&Path>,
     ) -> Result<Self, CudaError> {
-        let units = compile::units(head_dim, &tiling);
+        let units = compile::units(head_dim, &prefill);
         let arch = info.arch();
         let cubins: Result<Vec<_>, _> =
             units.par_iter().map(|unit| unit.cubin(&arch, info.driver, cache)).collect();
@@ -98,17 +99,22 @@ impl Kernels {
             give_queries: modules.function("give_queries", 0)?,
             take_state: modules.function("take_state", 0)?,
             attention_prefill: prefer_shared(
-                modules.function("attention_prefill", tiling.shared_bytes(head_dim))?,
+                modules.function(prefill.name(), prefill.shared_bytes(head_dim))?,
             )?,
             attention_decode: modules
                 .function("attention_decode", attention_decode::shared_bytes(head_dim))?,
             attention_merge: modules.function("attention_merge", 0)?,
-            tiling,
+            prefill,
             multiprocessors: info.multiprocessors,
             head_dim,
             modules: std::mem::take(&mut modules.0),
         };
         Ok(kernels)
+    }
+
+    /// Which kernel computes prefill attention.
+    pub(crate) fn prefill(&self) -> PrefillKernel {
+        self.prefill
     }
 }
 

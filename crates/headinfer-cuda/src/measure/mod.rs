@@ -19,7 +19,7 @@ use crate::device::{Context, DeviceInfo, memory};
 use crate::error::{CudaError, Named};
 use crate::gemm::Gemm;
 use crate::launch::Kernels;
-use crate::launch::attention_prefill::Tiling;
+use crate::launch::attention_prefill::PrefillKernel;
 use crate::slab::HostSlab;
 use crate::stream::{Event, Stream};
 use crate::{CudaOptions, OpenError};
@@ -79,8 +79,8 @@ impl Bed {
             device: DeviceArena::new(device_bytes, false)?,
             host: HostSlab::new(2 * half, false)?,
         };
-        let tiling = options.tiling.unwrap_or_else(|| Tiling::new(head_dim, context.info.shared_bytes));
-        let kernels = Kernels::load(&context.info, head_dim, tiling, options.cache_dir.as_deref())?;
+        let prefill = options.prefill.unwrap_or_else(|| context.info.prefill_kernel(head_dim));
+        let kernels = Kernels::load(&context.info, head_dim, prefill, options.cache_dir.as_deref())?;
         let bed = Self {
             info: context.info.clone(),
             head_dim,
@@ -103,6 +103,11 @@ impl Bed {
     /// The device.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    /// Which kernel computes prefill attention.
+    pub fn prefill_kernel(&self) -> PrefillKernel {
+        self.kernels.prefill()
     }
 
     /// Bytes of device memory in use that are not this bed's: the context, the kernels, and other processes.

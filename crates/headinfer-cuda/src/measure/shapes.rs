@@ -85,7 +85,7 @@ pub struct Attended {
     pub past: usize,
     /// The past is attended in tiles of this many, each with a launch that carries the state on.
     pub tile: usize,
-    /// The query's own tokens are attended too, under the causal mask.
+    /// The query's own tokens are attended too, under the causal mask, with the last tile.
     pub own: bool,
 }
 
@@ -125,7 +125,7 @@ impl Attended {
             state: rows * (d + 2) * SINGLE,
             partials: decode * (d + 2) * SINGLE,
             half: keys as u64 * d * HALF,
-            slots: self.past.div_ceil(self.tile).clamp(1, SLOTS_MAX) as u64,
+            slots: (self.past.div_ceil(self.tile) + usize::from(self.own)).clamp(1, SLOTS_MAX) as u64,
         }
     }
 }
@@ -182,32 +182,19 @@ impl Bed {
         assert!(a.kv_heads <= HEADS_MAX, "one launch takes {HEADS_MAX} heads");
         let places = self.places(a);
         self.time(|bed| {
-            let tiles = a.past.div_ceil(a.tile);
-            for tile in 0..tiles {
-                let keys = tile * a.tile..a.past.min((tile + 1) * a.tile);
-                bed.attend(a, &places, tile, keys, 0..0, (tile == 0, tile + 1 == tiles && !a.own))?;
-            }
-            if a.own {
-                let own = a.past..a.past + a.tokens;
-                bed.attend(a, &places, 0, 0..0, own, (tiles == 0, true))?;
-            }
-            Ok(())
+            let launches = a.past.div_ceil(a.tile).max(1);
+            (0..launches).try_for_each(|tile| bed.attend(a, &places, tile, tile + 1 == launches))
         })
     }
 
-    fn attend(
-        &self,
-        a: &Attended,
-        places: &Places,
-        tile: usize,
-        past: std::ops::Range<usize>,
-        own: std::ops::Range<usize>,
-        (first, last): (bool, bool),
-    ) -> Result<(), CudaError> {
+    fn attend(&self, a: &Attended, places: &Places, tile: usize, last: bool) -> Result<(), CudaError> {
         let d = self.head_dim;
         let rows = (a.tokens * a.group * d) as u64 * HALF;
-        let slot = &places.kv[tile % places.kv.len()];
-        let heads: Vec<_> = (0u64..).zip(slot).map(|(h, [k, v])| [places.query + h * rows, *k, *v]).collect();
+        let [slot, after] = [tile, tile + 1].map(|slot| &places.kv[slot % places.kv.len()]);
+        let heads = (0u64..).zip(slot.iter().zip(after));
+        let heads = heads.map(|(h, (past, own))| [places.query + h * rows, past[0], past[1], own[0], own[1]]);
+        let heads: Vec<_> = heads.collect();
+        let own = if last && a.own { a.tokens } else { 0 };
         let attention = Attention {
             heads: &heads,
             state: places.state,
@@ -216,11 +203,10 @@ impl Bed {
             tokens: a.tokens,
             q_start: a.past,
             group: a.group,
-            kv_start: if own.is_empty() { past.start } else { own.start },
-            past,
-            own,
+            past: tile * a.tile..a.past.min((tile + 1) * a.tile),
+            own: a.past..a.past + own,
             window: None,
-            first,
+            first: tile == 0,
             last,
         };
         let stream = self.lanes[0].raw();

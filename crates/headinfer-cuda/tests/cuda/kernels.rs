@@ -1,10 +1,18 @@
 //! What the compiler says of every kernel, for every architecture: needs NVRTC and no GPU.
 
-use headinfer_cuda::{Tiling, compile};
+use headinfer_cuda::{PrefillKernel, compile};
 
 /// Architectures of data centre and consumer cards, and the shared memory a block of them may have.
 const ARCHITECTURES: [(&str, u32); 4] =
     [("sm_80", 163 << 10), ("sm_89", 99 << 10), ("sm_90a", 227 << 10), ("sm_120", 99 << 10)];
+
+/// The kernels that a device of `arch` may be given for prefill attention.
+fn prefills(arch: &str, head_dim: usize, shared: u32) -> Vec<PrefillKernel> {
+    let mut all =
+        [false, arch == "sm_90a"].map(|hopper| PrefillKernel::new(head_dim, hopper, shared)).to_vec();
+    all.dedup();
+    all
+}
 
 /// Whether NVRTC can be loaded. `HEADINFER_NVRTC=required` makes its absence a failure.
 fn has_nvrtc() -> bool {
@@ -50,12 +58,16 @@ fn kernels_compile_for_every_architecture_and_spill_nothing() {
     }
     for (arch, shared) in ARCHITECTURES {
         for head_dim in [64, 96, 128, 256] {
-            for unit in compile::units(head_dim, &Tiling::new(head_dim, shared)) {
+            let units =
+                prefills(arch, head_dim, shared).into_iter().flat_map(|p| compile::units(head_dim, &p));
+            for unit in units {
                 if head_dim != 64 && !unit.name.starts_with("attention") {
                     continue; // does not depend on it
                 }
                 let compiled = unit.compile(arch).unwrap_or_else(|error| panic!("{error}"));
                 assert!(compiled.cubin.starts_with(b"\x7fELF"), "{arch} {}", unit.name);
+                // Products that wait for one another (wgmma).
+                assert!(!compiled.log.contains("Performance Loss"), "{}", compiled.log);
                 let kernels = resources(&compiled.log);
                 assert!(!kernels.is_empty(), "no report for {}: {}", unit.name, compiled.log);
                 for Resources { name, registers, spilled } in kernels {
@@ -76,7 +88,7 @@ fn a_kernel_that_does_not_compile_says_so_in_a_line() {
     if !has_nvrtc() {
         return;
     }
-    let unit = &compile::units(64, &Tiling::new(64, 99 << 10))[0];
+    let unit = &compile::units(64, &PrefillKernel::new(64, false, 99 << 10))[0];
     let error = unit.compile("sm_1").unwrap_err().to_string();
     assert!(error.contains("sm_1") && !error.contains('\n'), "{error}");
 }

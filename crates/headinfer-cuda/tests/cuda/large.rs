@@ -10,7 +10,7 @@ use headinfer_core::plan::{
     DeviceKind, Heads, Op, Overrides, Part, PlacementMode, Plan, Request, Role, Span, Step, WeightsMode,
 };
 use headinfer_core::units::{Bytes, GIB};
-use headinfer_cuda::{Cuda, CudaOptions, CudaWeights, Tiling};
+use headinfer_cuda::{Cuda, CudaOptions, CudaWeights, PrefillKernel, Tiling};
 
 use crate::run::{bf16_of, bytes_of, has_gpu, logits, open_plan, options, random_bf16, run_op, spans};
 use crate::support::{Draw, llama_3_8b, request, tiny};
@@ -44,18 +44,20 @@ fn offsets_pass_two_to_the_31() {
         last: true,
     };
     let at = (1u64 << 24) + 1000;
+    let zero = |cuda: &mut Cuda, all: Span| {
+        for offset in (0..all.bytes).step_by(256 << 20) {
+            let bytes = (256u64 << 20).min(all.bytes - offset);
+            cuda.write(Span { offset: all.offset + offset, bytes, ..all }, &vec![0; bytes as usize]).unwrap();
+        }
+    };
     for rows in [1, 20] {
         let step = Step { past: context - rows, rows, logit_rows: 0 };
+        for role in [Role::OwnKey, Role::OwnValue] {
+            zero(&mut cuda, spans(&plan, &step, &op, role)[0]);
+        }
         for (role, row) in [(Role::Key, &needle), (Role::Value, &value)] {
             let all = spans(&plan, &step, &op, role)[0];
-            for offset in (0..all.bytes).step_by(256 << 20) {
-                let part = Span {
-                    offset: all.offset + offset,
-                    bytes: (256u64 << 20).min(all.bytes - offset),
-                    ..all
-                };
-                cuda.write(part, &vec![0; part.bytes as usize]).unwrap();
-            }
+            zero(&mut cuda, all);
             let place = Span { offset: all.offset + at * 256, bytes: 256, ..all };
             cuda.write(place, &bytes_of(row)).unwrap();
         }
@@ -168,15 +170,16 @@ fn rates_of_attention() {
         let plan = Arc::new(plan.unwrap());
         let mut cuda = open_plan(&plan, &Arc::new(random_weights(&spec, 0)), &quick());
         let heads = Heads { start: 0, end: 1 };
-        let slot = Part::Slot { tile: 1, slot: 0 };
+        let slot = Part::Slot { tile: 1, slot: 0, own: false };
         for (name, rows, part) in [("past", 8192, slot), ("own", 8192, Part::Own), ("decode", 1, slot)] {
             let step = Step { past: 64 << 10, rows, logit_rows: 0 };
             let op = Op::Attend { layer: 0, heads, part, first: true, last: part == Part::Own };
             let mut draw = Draw(53);
-            for role in [Role::Query, Role::Key, Role::Value] {
-                let span = spans(&plan, &step, &op, role)[0];
-                let values = random_bf16(&mut draw, span.bytes as usize / 2, 1.0);
-                cuda.write(span, &bytes_of(&values)).unwrap();
+            for role in [Role::Query, Role::Key, Role::Value, Role::OwnKey, Role::OwnValue] {
+                for span in spans(&plan, &step, &op, role) {
+                    let values = random_bf16(&mut draw, span.bytes as usize / 2, 1.0);
+                    cuda.write(span, &bytes_of(&values)).unwrap();
+                }
             }
             let time = median_time(&mut cuda, &plan, step, &op, 9).as_secs_f64();
             let cost = plan.command_cost(&step, &op);
@@ -251,12 +254,13 @@ impl Prefill {
         };
         let request = Request { overrides, ..request(DeviceKind::Cuda, past + rows) };
         let plan = Arc::new(Plan::new(&spec, &request).unwrap());
-        let options = CudaOptions { tiling: Some(tiling), ..quick() };
+        let options = CudaOptions { prefill: Some(PrefillKernel::Portable(tiling)), ..quick() };
         let cuda = open_plan(&plan, &Arc::new(random_weights(&spec, 0)), &options);
         let mut this = Self { tiling, plan, cuda };
         for past in [0, past] {
             let (step, op) = this.command(rows, past);
-            for (role, random) in [Role::Query, Role::Key, Role::Value].into_iter().zip(random) {
+            let roles = [Role::Query, Role::Key, Role::Value, Role::OwnKey, Role::OwnValue];
+            for (role, random) in roles.into_iter().zip([0, 1, 2, 1, 2].map(|i| &random[i])) {
                 for span in spans(&this.plan, &step, &op, role) {
                     this.fill(span, random);
                 }
@@ -267,7 +271,7 @@ impl Prefill {
 
     fn command(&self, rows: usize, past: usize) -> (Step, Op) {
         let heads = Heads { start: 0, end: self.plan.spec.kv_heads };
-        let part = if past > 0 { Part::Slot { tile: 0, slot: 0 } } else { Part::Own };
+        let part = if past > 0 { Part::Slot { tile: 0, slot: 0, own: false } } else { Part::Own };
         (
             Step { past, rows, logit_rows: 0 },
             Op::Attend { layer: 0, heads, part, first: true, last: past == 0 },

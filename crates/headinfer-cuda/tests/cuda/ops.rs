@@ -9,12 +9,12 @@ use headinfer_core::plan::{
     Access, DeviceKind, Heads, Lane, Memory, Op, Overrides, Part, Plan, Request, Role, Span, Step,
     WeightsMode,
 };
-use headinfer_cuda::{Cuda, CudaOptions, Tiling, probe};
+use headinfer_cuda::{Cuda, CudaOptions, Hopper, PrefillKernel, Tiling, probe};
 
 use crate::reference::{Rounding, attend};
 use crate::run::{
-    bf16_of, bytes_of, everything, f32_of, has_gpu, open_plan, options, random_bf16, relative_error, run_op,
-    spans,
+    bf16_of, bytes_of, everything, f32_of, has_gpu, open_plan, options, options_by_kernel, random_bf16,
+    relative_error, run_op, spans,
 };
 use crate::support::{Draw, request, tiny};
 
@@ -24,6 +24,7 @@ struct Case {
     plan: Arc<Plan>,
     step: Step,
     resident: bool,
+    own_with_last: bool,
     /// Per KV head: `[past + rows, d]`.
     keys: Vec<Vec<u16>>,
     values: Vec<Vec<u16>>,
@@ -53,7 +54,8 @@ fn random_case(draw: &mut Draw, size: f64) -> Case {
     let keys = per_head(draw, step.past + rows);
     let values = per_head(draw, step.past + rows);
     let queries = per_head(draw, rows * spec.group());
-    Case { spec, plan, step, resident, keys, values, queries }
+    let own_with_last = draw.below(4) > 0;
+    Case { spec, plan, step, resident, own_with_last, keys, values, queries }
 }
 
 impl Case {
@@ -61,12 +63,17 @@ impl Case {
         Heads { start: 0, end: self.spec.kv_heads }
     }
 
-    /// Puts rows `[from, to)` of every head where `op` reads them, then runs it.
-    fn run(&self, cuda: &mut Cuda, op: &Op, (from, to): (usize, usize)) {
-        let d = self.spec.head_dim;
-        for (role, all) in [(Role::Key, &self.keys), (Role::Value, &self.values)] {
+    /// Puts the rows of every head where `op` reads them, those of the past from `first` on, then runs it.
+    fn run(&self, cuda: &mut Cuda, op: &Op, first: usize) {
+        let width = self.spec.head_dim * 2;
+        for (role, all, first) in [
+            (Role::Key, &self.keys, first),
+            (Role::Value, &self.values, first),
+            (Role::OwnKey, &self.keys, self.step.past),
+            (Role::OwnValue, &self.values, self.step.past),
+        ] {
             for (span, rows) in spans(&self.plan, &self.step, op, role).into_iter().zip(all) {
-                cuda.write(span, &bytes_of(&rows[from * d..to * d])).unwrap();
+                cuda.write(span, &bytes_of(rows)[first * width..][..span.bytes as usize]).unwrap();
             }
         }
         for (span, rows) in spans(&self.plan, &self.step, op, Role::Query).into_iter().zip(&self.queries) {
@@ -77,27 +84,26 @@ impl Case {
 
     /// The attention output `[rows, q_dim]`.
     fn attend(&self, cuda: &mut Cuda) -> Vec<f64> {
-        let (heads, past, end) = (self.heads(), self.step.past, self.step.past + self.step.rows);
-        let op = |part, first, last| Op::Attend { layer: 0, heads, part, first, last };
-        let last = if self.resident {
-            let op = op(Part::Resident, true, true);
-            self.run(cuda, &op, (0, end));
-            op
-        } else {
-            let mut first = true;
-            for tile in self.plan.visible_tiles(&self.step, 0) {
-                let start = tile * self.plan.knobs().tile;
-                let rows = self.plan.tile_rows(&self.step, tile);
-                let slot = tile % self.plan.knobs().ring_slots;
-                self.run(cuda, &op(Part::Slot { tile, slot }, first, false), (start, start + rows));
-                first = false;
-            }
-            let op = op(Part::Own, first, true);
-            self.run(cuda, &op, (past, end));
-            op
+        let tiles = self.plan.visible_tiles(&self.step, 0);
+        let slot = |tile| tile % self.plan.knobs().ring_slots;
+        let mut parts: Vec<Part> = match self.resident {
+            true => vec![Part::Resident],
+            false => tiles.map(|tile| Part::Slot { tile, slot: slot(tile), own: false }).collect(),
         };
-        let out = spans(&self.plan, &self.step, &last, Role::AttnOut)[0];
-        bf16_of(&cuda.read(out).unwrap())
+        // With the last tile, as a schedule has it, or after it.
+        match parts.last_mut() {
+            Some(Part::Slot { own, .. }) if self.own_with_last => *own = true,
+            Some(Part::Resident) => (),
+            _ => parts.push(Part::Own),
+        }
+        let mut out = None;
+        for (i, part) in parts.iter().enumerate() {
+            let (first, last) = (i == 0, i + 1 == parts.len());
+            let op = Op::Attend { layer: 0, heads: self.heads(), part: *part, first, last };
+            self.run(cuda, &op, self.plan.past_rows(&self.step, *part).start);
+            out = spans(&self.plan, &self.step, &op, Role::AttnOut).first().copied();
+        }
+        bf16_of(&cuda.read(out.expect("the last part writes the output")).unwrap())
     }
 
     fn reference(&self, rounding: Rounding) -> Vec<f64> {
@@ -128,14 +134,16 @@ fn attention_is_as_exact_as_bf16_allows() {
         // Sharp and flat softmaxes.
         let case = random_case(&mut draw, [1.0, 0.3, 3.0][round % 3]);
         let weights = Arc::new(random_weights(&case.spec, 0));
-        let mut cuda = open_plan(&case.plan, &weights, &options());
         let exact = case.reference(Rounding::Exact);
         let allowed = 2.0 * relative_error(&case.reference(Rounding::Plain), &exact) + 1.0 / 1024.0;
-        let error = relative_error(&case.attend(&mut cuda), &exact);
         let (step, d, group) = (case.step, case.spec.head_dim, case.spec.group());
-        let what = format!("d {d} group {group} window {:?} {step:?}", case.spec.windows[0]);
-        eprintln!("{what} resident {}: error {error:.2e}, allowed {allowed:.2e}", case.resident);
-        assert!(error <= allowed, "{error} > {allowed}: {what} {:?}", case.plan.knobs());
+        for options in options_by_kernel(d) {
+            let error = relative_error(&case.attend(&mut open_plan(&case.plan, &weights, &options)), &exact);
+            let kernel = options.prefill;
+            let what = format!("d {d} group {group} window {:?} {step:?} {kernel:?}", case.spec.windows[0]);
+            eprintln!("{what} resident {}: error {error:.2e}, allowed {allowed:.2e}", case.resident);
+            assert!(error <= allowed, "{error} > {allowed}: {what} {:?}", case.plan.knobs());
+        }
     }
 }
 
@@ -151,11 +159,48 @@ fn every_tiling_gives_the_same_bits() {
         let case = random_case(&mut draw, 1.0);
         let weights = Arc::new(random_weights(&case.spec, 0));
         let d = case.spec.head_dim;
-        let expected = case.attend(&mut open_plan(&case.plan, &weights, &options()));
+        let attend = |tiling| {
+            let options = CudaOptions { prefill: Some(PrefillKernel::Portable(tiling)), ..options() };
+            case.attend(&mut open_plan(&case.plan, &weights, &options))
+        };
+        let expected = attend(Tiling::new(d, shared));
         for tiling in Tiling::candidates(d).iter().filter(|t| t.fits(d, shared)) {
-            let options = CudaOptions { tiling: Some(*tiling), ..options() };
-            let got = case.attend(&mut open_plan(&case.plan, &weights, &options));
-            assert!(got == expected, "d {d} {tiling:?} {:?} window {:?}", case.step, case.spec.windows[0]);
+            assert!(
+                attend(*tiling) == expected,
+                "d {d} {tiling:?} {:?} window {:?}",
+                case.step,
+                case.spec.windows[0]
+            );
+        }
+    }
+}
+
+/// Nor does how the Hopper kernel shares its work change a bit.
+#[test]
+fn every_build_of_the_hopper_kernel_gives_the_same_bits() {
+    if !has_gpu() {
+        return;
+    }
+    let mut draw = Draw(44);
+    for _ in 0..24 {
+        let case = random_case(&mut draw, 1.0);
+        let d = case.spec.head_dim;
+        let PrefillKernel::Hopper(usual) = probe(0).unwrap().prefill_kernel(d) else { continue };
+        let weights = Arc::new(random_weights(&case.spec, 0));
+        let attend = |built| {
+            let options = CudaOptions { prefill: Some(PrefillKernel::Hopper(built)), ..options() };
+            case.attend(&mut open_plan(&case.plan, &weights, &options))
+        };
+        let expected = attend(usual);
+        let consumers: &[usize] = if d == 64 { &[2, 3, 4] } else { &[2] };
+        for (&consumers, in_turns) in consumers.iter().flat_map(|c| [(c, false), (c, true)]) {
+            let built = Hopper { consumers, in_turns, ..usual };
+            assert!(
+                attend(built) == expected,
+                "d {d} {built:?} {:?} window {:?}",
+                case.step,
+                case.spec.windows[0]
+            );
         }
     }
 }

@@ -9,7 +9,7 @@ use headinfer_core::model::weights::Weights;
 use headinfer_core::plan::{DeviceKind, Overrides, Plan, Request, WeightsMode};
 use headinfer_cuda::CudaOptions;
 
-use crate::run::{has_gpu, logits, open, options};
+use crate::run::{has_gpu, logits, open, options, options_by_kernel};
 use crate::support::{Draw, request, tiny};
 
 const CONTEXT: usize = 1200;
@@ -84,18 +84,20 @@ fn placement_and_delays_never_change_the_answer() {
     }
     let mut draw = Draw(32);
     for case in cases() {
-        let plain = bounded(&case, Overrides::default());
-        let mut session = open(&case.spec, &case.weights, &plain, &options());
-        assert_eq!(session.plan().knobs().resident_heads, case.spec.layers * case.spec.kv_heads);
-        let expected = walk(&mut session, &case.ids);
-        assert!(walk(&mut open(&case.spec, &case.weights, &plain, &options()), &case.ids) == expected);
-        for round in 0..24 {
-            let request = random_request(&case, &mut draw);
-            let delays = (round % 3 == 0).then(|| draw.below(1 << 30) as u64);
-            let options = CudaOptions { delays, ..options() };
-            let mut session = open(&case.spec, &case.weights, &request, &options);
-            let got = walk(&mut session, &case.ids);
-            assert!(got == expected, "{:?} {options:?} {:?}", session.plan().knobs(), case.spec);
+        for options in options_by_kernel(case.spec.head_dim) {
+            let plain = bounded(&case, Overrides::default());
+            let mut session = open(&case.spec, &case.weights, &plain, &options);
+            assert_eq!(session.plan().knobs().resident_heads, case.spec.layers * case.spec.kv_heads);
+            let expected = walk(&mut session, &case.ids);
+            assert!(walk(&mut open(&case.spec, &case.weights, &plain, &options), &case.ids) == expected);
+            for round in 0..20 {
+                let request = random_request(&case, &mut draw);
+                let delays = (round % 3 == 0).then(|| draw.below(1 << 30) as u64);
+                let options = CudaOptions { delays, ..options.clone() };
+                let mut session = open(&case.spec, &case.weights, &request, &options);
+                let got = walk(&mut session, &case.ids);
+                assert!(got == expected, "{:?} {options:?} {:?}", session.plan().knobs(), case.spec);
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use headinfer_core::model::weights::Weights;
 use headinfer_core::plan::{
     Command, DeviceKind, Memory, Op, Plan, Request, Role, Schedule, Span, Step, hazard,
 };
-use headinfer_cuda::{Cuda, CudaOptions, CudaWeights, probe};
+use headinfer_cuda::{Cuda, CudaOptions, CudaWeights, PrefillKernel, Tiling, probe};
 
 use crate::support::{Draw, request, tiny};
 
@@ -48,6 +48,15 @@ fn keep_context() {
 pub(crate) fn options() -> CudaOptions {
     let cache_dir: PathBuf = std::env::temp_dir().join("headinfer-cuda-tests");
     CudaOptions { cache_dir: Some(cache_dir), poison: true, ..CudaOptions::default() }
+}
+
+/// As [`options`], once for each kernel of prefill attention that the device can run.
+pub(crate) fn options_by_kernel(head_dim: usize) -> Vec<CudaOptions> {
+    let info = probe(0).expect("has_gpu was asked");
+    let portable = PrefillKernel::Portable(Tiling::new(head_dim, info.shared_bytes));
+    let mut kernels = vec![info.prefill_kernel(head_dim), portable];
+    kernels.dedup();
+    kernels.into_iter().map(|kernel| CudaOptions { prefill: Some(kernel), ..options() }).collect()
 }
 
 pub(crate) fn open_plan(plan: &Arc<Plan>, weights: &Arc<Weights>, options: &CudaOptions) -> Cuda {

@@ -9,7 +9,7 @@ use headinfer_core::plan::{DeviceKind, Overrides, Plan, Request, Step, WeightsMo
 use headinfer_cuda::{Cuda, CudaOptions, CudaWeights};
 
 use crate::reference::{Reference, Rounding};
-use crate::run::{has_gpu, logits, open, options, relative_error, wide};
+use crate::run::{has_gpu, logits, open, options, options_by_kernel, relative_error, wide};
 use crate::support::{Draw, request, tiny};
 
 /// One KV head, tiles of 256 tokens that are fetched one after another, every bias and every norm.
@@ -42,12 +42,14 @@ fn prefill_and_decode_of_every_head_dim_are_as_exact_as_bf16_allows() {
         let of = |rounding| Reference::new(&spec, &weights, rounding).logits(&ids, 6);
         let (exact, plain) = (of(Rounding::Exact), of(Rounding::Plain));
         let allowed = 2.0 * relative_error(&plain, &exact) + 1.0 / 512.0;
-        let mut session = open(&spec, &weights, &request, &options());
-        logits(&mut session, &ids[..304], 1);
-        let mut got = session.step(&ids[304..305], 1).unwrap().to_vec();
-        got.extend_from_slice(session.step(&ids[305..], 5).unwrap());
-        let error = relative_error(&wide(&got), &exact);
-        assert!(error <= allowed, "d {head_dim}: {error} > {allowed}");
+        for options in options_by_kernel(head_dim) {
+            let mut session = open(&spec, &weights, &request, &options);
+            logits(&mut session, &ids[..304], 1);
+            let mut got = session.step(&ids[304..305], 1).unwrap().to_vec();
+            got.extend_from_slice(session.step(&ids[305..], 5).unwrap());
+            let error = relative_error(&wide(&got), &exact);
+            assert!(error <= allowed, "d {head_dim} {:?}: {error} > {allowed}", options.prefill);
+        }
     }
 }
 

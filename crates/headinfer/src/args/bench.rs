@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use headinfer_core::units::parse_tokens;
 
 use super::{DeviceChoice, EngineArgs};
@@ -151,6 +151,10 @@ pub(crate) struct AttentionArgs {
     #[arg(long, value_name = "N", default_value = "32k", value_parser = tile)]
     pub(crate) tile: usize,
 
+    /// On a GPU, which kernel of prefill attention: the one that runs use there, or the one of GPUs before and after Hopper.
+    #[arg(long, value_enum, value_name = "KERNEL", default_value_t = KernelChoice::Auto)]
+    pub(crate) kernel: KernelChoice,
+
     /// Worker threads on the CPU; default one per core.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[arg(env = "HEADINFER_THREADS", hide_env_values = true)]
@@ -159,6 +163,15 @@ pub(crate) struct AttentionArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Kernels of prefill attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KernelChoice {
+    /// What runs use on the device.
+    Auto,
+    /// What every device can run.
+    Portable,
 }
 
 /// Copies between pinned host memory and a GPU by size, one way and both, and copies within the GPU; needs CUDA.

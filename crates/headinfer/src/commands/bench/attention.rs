@@ -4,9 +4,10 @@ use anyhow::Result;
 use headinfer_core::cpu::measure::{HeadShape, PrefillLoad};
 use headinfer_core::plan::DeviceKind;
 use headinfer_cuda::measure::{Attended, Bed};
+use headinfer_cuda::{PrefillKernel, probe};
 use serde::Serialize;
 
-use crate::args::{AttentionArgs, Environment};
+use crate::args::{AttentionArgs, Environment, KernelChoice};
 use crate::measure::cpu;
 use crate::{device, output};
 
@@ -36,6 +37,9 @@ pub(crate) fn run(args: &AttentionArgs, environment: &Environment) -> Result<()>
 struct Report {
     device: String,
     head_dim: usize,
+    /// On a GPU, what computes prefill attention.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_kernel: Option<&'static str>,
     /// What `of_peak` is of, measured in this run.
     peaks: Peaks,
     rows: Vec<Row>,
@@ -88,7 +92,12 @@ fn on_cuda(args: &AttentionArgs, environment: &Environment) -> Result<Report> {
     let shapes: Vec<Attended> =
         causal.into_iter().chain(CHUNKS.into_iter().flat_map(chunk)).chain([decode]).collect();
     let most = shapes.iter().map(|shape| shape.device_bytes(d)).max().unwrap_or(0);
-    let mut bed = Bed::open(&device::cuda_options(environment.cache.as_deref()), d, most, 0)?;
+    let mut options = device::cuda_options(environment.cache.as_deref());
+    if args.kernel == KernelChoice::Portable {
+        let shared = probe(options.ordinal)?.shared_bytes;
+        options.prefill = Some(PrefillKernel::new(d, false, shared));
+    }
+    let mut bed = Bed::open(&options, d, most, 0)?;
     let copied = bed.device_copy()?;
     let mut rows = Vec::with_capacity(shapes.len());
     for shape in &shapes {
@@ -110,7 +119,8 @@ fn on_cuda(args: &AttentionArgs, environment: &Environment) -> Result<Report> {
         });
     }
     let peaks = Peaks::Cuda { device_copy_gb_s: copied / 1e9 };
-    Ok(Report { device: bed.info().name.clone(), head_dim: d, peaks, rows })
+    let prefill_kernel = Some(bed.prefill_kernel().name());
+    Ok(Report { device: bed.info().name.clone(), head_dim: d, prefill_kernel, peaks, rows })
 }
 
 fn on_cpu(args: &AttentionArgs) -> Result<Report> {
@@ -153,12 +163,16 @@ fn on_cpu(args: &AttentionArgs) -> Result<Report> {
         fma_tflops: highest(|a| a.prefill_peak_gflops) / 1e3,
         read_gb_s: highest(|a| a.decode_read_gb_s),
     };
-    Ok(Report { device: format!("CPU, {} threads", pool.current_num_threads()), head_dim, peaks, rows })
+    let device = format!("CPU, {} threads", pool.current_num_threads());
+    Ok(Report { device, head_dim, prefill_kernel: None, peaks, rows })
 }
 
 impl Report {
     fn text(&self) -> String {
         let mut text = format!("{}: attention kernels, heads of {}\n", self.device, self.head_dim);
+        if let Some(kernel) = self.prefill_kernel {
+            text += &format!("  prefill by {kernel}\n");
+        }
         text += &match self.peaks {
             Peaks::Cpu { fma_tflops, read_gb_s } => format!(
                 "  peaks, measured in the turns between: multiply-add {:.1} GFLOP/s, memory read {read_gb_s:.1} GB/s\n",
