@@ -3,20 +3,24 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use headinfer_core::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
+use headinfer_core::cpu::kernels::Isa;
 use headinfer_core::plan::{
-    Command, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
+    Command, DECODE_ROWS, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
 };
 use headinfer_core::units::Bytes;
 use rayon::prelude::*;
 
 use crate::OpenError;
 use crate::arena::{DeviceArena, Memories};
+use crate::attend_host;
 use crate::device::{Context, DeviceInfo, memory};
 use crate::error::{CudaError, Named};
 use crate::exec::Executor;
 use crate::gemm::Gemm;
+use crate::handover::Handover;
 use crate::launch::attention_prefill::PrefillKernel;
 use crate::launch::{HEADS_MAX, Kernels};
 use crate::log::Log;
@@ -43,6 +47,8 @@ pub struct CudaOptions {
     pub poison: bool,
     /// Delay commands at random, from this seed: what events do not order then shows (tests).
     pub delays: Option<u64>,
+    /// Threads that attend to the heads which the plan gives to the CPU; 0 means all cores but one.
+    pub host_threads: usize,
     /// Which kernel computes prefill attention, instead of [`DeviceInfo::prefill_kernel`].
     pub prefill: Option<PrefillKernel>,
 }
@@ -71,6 +77,7 @@ pub struct Cuda {
     logit_rows: usize,
     // Fields are dropped in order: what waits for the device, then what it uses, then the context.
     lanes: [Stream; 3],
+    host: Option<Handover>,
     executor: Executor,
     context: Context,
 }
@@ -110,7 +117,7 @@ impl Cuda {
         let growth = Growth::new(layout.bytes(Memory::Host), layout.host_extent(0), options.poison);
         let driver = Driver { context: Some(context.handle()), left: options.host_left };
         let host = HostSlab::growing(growth, Arc::new(driver))?;
-        let memories = Memories { device, host };
+        let memories = Arc::new(Memories { device, host });
         let head_dim = plan.spec.head_dim;
         let prefill = options.prefill.unwrap_or_else(|| context.info.prefill_kernel(head_dim));
         let kernels = Kernels::load(&context.info, head_dim, prefill, options.cache_dir.as_deref())?;
@@ -118,6 +125,7 @@ impl Cuda {
         weights::fill(&plan, &weights, &memories, &kernels, lanes[0].raw())?;
         let gemm = Gemm::new(layout.region_bytes(RegionId::GemmWorkspace))?;
         let inv_freq = plan.spec.rope.inv_freq(plan.spec.head_dim);
+        let host = Handover::open(&plan, &memories, options.host_threads)?;
         let stats = Stats { host_bytes: memories.host.bytes(), ..Stats::default() };
         let mut executor = Executor { plan, memories, kernels, gemm, inv_freq };
         executor.warm(lanes[0].raw())?;
@@ -141,6 +149,7 @@ impl Cuda {
             keep_timeline: false,
             logit_rows: 0,
             lanes,
+            host,
             executor,
             context,
         };
@@ -225,7 +234,8 @@ impl Cuda {
 
     fn finish(&self) -> Result<(), CudaError> {
         self.context.enter()?;
-        self.lanes.iter().try_for_each(Stream::synchronize)
+        self.lanes.iter().try_for_each(Stream::synchronize)?;
+        self.host.as_ref().map_or(Ok(()), Handover::check)
     }
 
     fn lane(&self, lane: Lane) -> &Stream {
@@ -233,7 +243,7 @@ impl Cuda {
             Lane::Compute => &self.lanes[0],
             Lane::In => &self.lanes[1],
             Lane::Out => &self.lanes[2],
-            Lane::Host => unreachable!("`open` refuses plans with host heads"),
+            Lane::Host => unreachable!("no stream: its commands run on the CPU"),
         }
     }
 
@@ -280,6 +290,9 @@ impl Cuda {
             self.lanes.iter().try_for_each(|lane| lane.wait(last))?;
         }
         let compute = &self.lanes[0];
+        if let Some(host) = &mut self.host {
+            host.begin(schedule, &self.executor.kernels, compute.raw(), self.keep_timeline)?;
+        }
         if self.keep_timeline {
             self.stamps.grow(2 * schedule.commands.len())?;
             self.signallers.resize(schedule.events, 0);
@@ -294,10 +307,13 @@ impl Cuda {
     }
 
     fn command(&mut self, schedule: &Schedule, index: usize, command: &Command) -> Result<(), CudaError> {
-        let lane = self.lane(command.lane);
-        for event in &command.waits {
-            lane.wait(self.event(*event))?;
+        if command.lane == Lane::Host {
+            return self.command_of_host(schedule, index, command);
         }
+        for event in &command.waits {
+            self.wait(command.lane, *event)?;
+        }
+        let lane = self.lane(command.lane);
         if self.keep_timeline && self.starts[index] == 2 * index {
             lane.record(self.stamps.get(2 * index))?;
         }
@@ -311,7 +327,44 @@ impl Cuda {
             _ if self.keep_timeline => lane.record(self.stamps.get(2 * index + 1)),
             Some(event) => lane.record(self.event(event)),
             None => Ok(()),
+        }?;
+        match (&mut self.host, command.signals) {
+            (Some(host), Some(event)) => {
+                host.signalled(event, &self.executor.kernels, (command.lane, stream))
+            }
+            _ => Ok(()),
         }
+    }
+
+    fn command_of_host(
+        &mut self,
+        schedule: &Schedule,
+        index: usize,
+        command: &Command,
+    ) -> Result<(), CudaError> {
+        let Executor { plan, memories, .. } = &self.executor;
+        let mut work = attend_host::work(plan, memories, schedule.step, &command.op);
+        if let Some(seed) = &mut self.delays {
+            let delay = Duration::from_nanos(next_random(seed) % DELAY_NS_MAX);
+            work = Box::new(move || {
+                std::thread::sleep(delay);
+                work();
+            });
+        }
+        let host = self.host.as_mut().expect("a plan with commands for the CPU has a lane for them");
+        host.put(index, command, work);
+        Ok(())
+    }
+
+    /// Lets what comes next on `lane` wait for an event.
+    fn wait(&mut self, lane: Lane, event: headinfer_core::plan::Event) -> Result<(), CudaError> {
+        let stream = self.lane(lane).raw();
+        if let Some(host) = &mut self.host
+            && host.wait(event, &self.executor.kernels, (lane, stream))?
+        {
+            return Ok(());
+        }
+        self.lane(lane).wait(self.event(event))
     }
 
     /// What stands for an event of the step: where times are kept, the stamp at the end of the command that signals
@@ -330,6 +383,9 @@ impl Cuda {
             lane.record(end)?;
             compute.wait(end)?;
         }
+        if let Some(host) = &mut self.host {
+            host.end(&self.executor.kernels, compute.raw())?;
+        }
         compute.record(&self.done[self.steps % STEPS_IN_FLIGHT])?;
         self.steps += 1;
         Ok(())
@@ -337,13 +393,21 @@ impl Cuda {
 
     fn read_timeline(&mut self, schedule: &Schedule) -> Result<(), CudaError> {
         self.finish()?;
+        let time = |stamp| self.stamps.get(stamp).since(&self.step_start);
+        let mut times = Vec::with_capacity(schedule.commands.len());
+        for (index, _) in schedule.commands.iter().enumerate().filter(|(_, c)| c.lane != Lane::Host) {
+            times.push((index, time(self.starts[index])?, time(2 * index + 1)?));
+        }
+        if let Some(host) = &self.host {
+            let since = |event: headinfer_core::plan::Event| time(2 * self.signallers[event.0 as usize] + 1);
+            times.extend(host.times(schedule, since)?);
+            times.sort_by_key(|(index, ..)| *index);
+        }
         self.timeline.clear();
-        for (index, command) in schedule.commands.iter().enumerate() {
-            let time = |stamp| self.stamps.get(stamp).since(&self.step_start);
-            let (start, end) = (time(self.starts[index])?, time(2 * index + 1)?);
-            let timed = Timed { command: index, lane: command.lane, name: command.op.name(), start, end };
-            self.stats.busy[timed.lane.index()] += timed.end.saturating_sub(timed.start);
-            self.timeline.push(timed);
+        for (command, start, end) in times {
+            let Command { lane, op, .. } = &schedule.commands[command];
+            self.stats.busy[lane.index()] += end.saturating_sub(start);
+            self.timeline.push(Timed { command, lane: *lane, name: op.name(), start, end });
         }
         let (copy, hidden) = copy_overlap(&self.timeline);
         self.stats.copy += copy;
@@ -359,6 +423,7 @@ impl Cuda {
         debug_assert_eq!(plan.logits_operand(self.logit_rows).as_slice()[0].role, Role::Logits);
         self.executor.memories.copy(from, to, self.lanes[0].raw())?;
         self.lanes[0].synchronize()?;
+        self.host.as_ref().map_or(Ok(()), Handover::check)?;
         self.log.ended(0);
         Ok(to)
     }
@@ -435,7 +500,13 @@ impl Backend for Cuda {
         let cublas = crate::gemm::version();
         let library = format!("driver {driver} nvrtc {nvrtc} cublaslt {cublas}");
         let prefill = self.executor.kernels.prefill().name();
-        Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}"))
+        // Chunks as short as a step of decode are attended to by the CPU too, where the plan gives it heads.
+        let knobs = self.executor.plan.knobs();
+        let cpu = match knobs.host_heads > 0 && knobs.chunk <= DECODE_ROWS {
+            true => format!(" host {} {}", knobs.host_heads, Isa::detect().name()),
+            false => String::new(),
+        };
+        Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}{cpu}"))
     }
 
     fn stats(&self) -> Stats {
@@ -464,12 +535,6 @@ pub(crate) fn check(plan: &Plan) -> Result<(), OpenError> {
     let refuse = |text: String| Err(OpenError::Plan(text));
     if k.device != DeviceKind::Cuda {
         return refuse("the plan was made for the CPU".into());
-    }
-    if k.host_heads > 0 {
-        return refuse(format!(
-            "the plan gives {} heads to the CPU, which the CUDA backend cannot yet: plan without host heads",
-            k.host_heads
-        ));
     }
     if k.heads_per_group > HEADS_MAX {
         return refuse(format!("--heads-per-group must be at most {HEADS_MAX}, not {}", k.heads_per_group));

@@ -63,6 +63,7 @@ pub fn units(head_dim: usize, prefill: &PrefillKernel) -> Vec<Unit> {
         plain("bias", include_str!("kernels/bias.cu")),
         plain("random_weights", include_str!("kernels/random_weights.cu")),
         plain("delay", include_str!("kernels/delay.cu")),
+        plain("host", include_str!("kernels/host.cu")),
         prefill,
         decode,
     ]

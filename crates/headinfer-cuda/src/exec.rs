@@ -20,7 +20,7 @@ use crate::launch::project::Projection;
 
 pub(crate) struct Executor {
     pub(crate) plan: Arc<Plan>,
-    pub(crate) memories: Memories,
+    pub(crate) memories: Arc<Memories>,
     pub(crate) kernels: Kernels,
     pub(crate) gemm: Gemm,
     pub(crate) inv_freq: Vec<f64>,
@@ -40,7 +40,8 @@ impl Executor {
                 run.copy(&[(Role::Key, Role::KeyTo), (Role::Value, Role::ValueTo)])
             }
             Op::Attend { layer, heads, part, first, last } => run.attend(layer, heads, part, first, last),
-            Op::AttendHost { .. } | Op::Merge { .. } => unreachable!("`open` refuses plans with host heads"),
+            Op::AttendHost { .. } => unreachable!("the Host lane runs it"),
+            Op::Merge { .. } => run.merge(),
             Op::OutProject { layer } => run.out_project(layer),
             Op::Mlp { layer, start, end } => run.mlp(layer, end - start),
             Op::Logits { start, end } => run.logits(start, end),
@@ -155,7 +156,28 @@ impl Run<'_> {
             group: spec.group(),
             eps: spec.norm_eps,
         };
-        self.x.kernels.project(self.stream, &projection)
+        self.x.kernels.project(self.stream, &projection)?;
+        self.give_queries(layer)
+    }
+
+    /// Queries of the heads that the CPU attends to, which lie together at both ends.
+    fn give_queries(&mut self, layer: usize) -> Result<(), CudaError> {
+        let heads = self.plan.host_attended(self.step, layer);
+        if heads.is_empty() {
+            return Ok(());
+        }
+        let to = self.span(Role::HostQuery, 0);
+        let to = Span { bytes: to.bytes * heads.len() as u64, ..to };
+        let (from, count) = (self.at(Role::Query, heads.start), to.bytes / size_of::<f32>() as u64);
+        self.x.kernels.give_queries(self.stream, from, self.x.memories.mapped(to)?, count)
+    }
+
+    fn merge(&mut self) -> Result<(), CudaError> {
+        let rows = self.span(Role::FromMax, 0).bytes as usize / size_of::<f32>();
+        let [max, sum, acc] = [Role::FromMax, Role::FromSum, Role::FromAcc]
+            .map(|role| self.x.memories.mapped(self.span(role, 0)));
+        let to = [Role::StateMax, Role::StateSum, Role::StateAcc].map(|role| self.at(role, 0));
+        self.x.kernels.take_state(self.stream, [max?, sum?, acc?], to, rows)
     }
 
     fn attend(

@@ -6,12 +6,15 @@
 
 mod advice;
 mod arena;
+mod attend_host;
 mod backend;
 pub mod compile;
 mod device;
 mod error;
 mod exec;
 mod gemm;
+mod handover;
+mod host;
 mod launch;
 mod libraries;
 mod log;
@@ -58,6 +61,9 @@ pub enum OpenError {
         /// The refusal.
         source: std::io::Error,
     },
+    /// The operating system refused threads to attend on the CPU with.
+    #[error("cannot start threads that attend on the CPU ({0})")]
+    Threads(std::io::Error),
     /// The driver refused to pin memory.
     #[error("the plan needs {bytes} of pinned host memory; after {done} the driver refused: {error}")]
     Pin {

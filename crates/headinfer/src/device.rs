@@ -70,7 +70,9 @@ pub(crate) fn open(
                 Some(seed) => CudaWeights::Random { seed },
                 None => CudaWeights::Loaded(model.weights()?),
             };
-            Ok(Box::new(Cuda::open(plan, weights, &cuda_options(cache))?))
+            let host_threads = engine.threads.map_or(0, usize::from);
+            let options = CudaOptions { host_threads, ..cuda_options(cache) };
+            Ok(Box::new(Cuda::open(plan, weights, &options)?))
         }
     }
 }

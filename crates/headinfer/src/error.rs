@@ -180,6 +180,7 @@ fn cuda_meaning(error: &CudaOpenError) -> (Exit, Option<String>) {
         CudaOpenError::HostMemory { .. } => (Exit::DoesNotFit, Some(LESS_HOST_MEMORY.into())),
         CudaOpenError::Pin { bytes, .. } => (Exit::DoesNotFit, Some(unpinned(*bytes, machine::locked_max()))),
         CudaOpenError::Plan(_) => (Exit::Failed, None),
+        CudaOpenError::Threads(_) => (Exit::Failed, Some("give fewer --threads".into())),
         CudaOpenError::Weights(_) => (Exit::Input, None),
     }
 }

@@ -79,9 +79,11 @@ fn read(path: &Path) -> Result<Kept, String> {
     let kept: Kept =
         serde_json::from_slice(&fs::read(path).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
     let usable = |m: &Machine| {
+        let together = m.together.map(|t| [t.link_bytes_s, t.host_bytes_s, t.host_flops]);
         [m.gemm_flops, m.attention_flops, m.device_bytes_s, m.link_bytes_s, m.host_bytes_s]
-            .iter()
-            .all(|rate| rate.is_finite() && *rate > 0.0)
+            .into_iter()
+            .chain(together.into_iter().flatten())
+            .all(|rate| rate.is_finite() && rate > 0.0)
     };
     if ![&kept.cpu, &kept.cuda].into_iter().flatten().all(usable) {
         return Err("it has a rate that is not positive".into());

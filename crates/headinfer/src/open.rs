@@ -9,7 +9,7 @@ use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::plan::{DeviceKind, Memory, Overrides, Plan, PlanError, Request};
 use headinfer_core::units::{Bytes, MIB};
 
-use crate::args::{EngineArgs, Environment};
+use crate::args::{EngineArgs, Environment, HostHeads};
 use crate::error::{Exit, Failure};
 use crate::machine::{self, Available, Kept};
 use crate::model_source::Model;
@@ -72,6 +72,11 @@ pub(crate) fn request_anywhere(
             chunk: engine.chunk,
             tile: engine.tile,
             heads_per_group: engine.heads_per_group,
+            host_heads: match engine.host_heads {
+                HostHeads::Count(n) => Some(n),
+                HostHeads::Auto => None,
+            },
+            balance_host: engine.host_heads == HostHeads::Auto,
             ..Overrides::default()
         },
         machine,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::heads::{HeadNorm, Projected};
+use super::host::{HostRanges, attend_host};
 use super::kernels::{self, Geometry, HeadTask, Isa, KvRows, Product, StateMut, WeightMatrix};
 use super::{CpuOptions, OpenError};
 use crate::memory::{Grant, Memories};
@@ -198,7 +199,7 @@ impl Run<'_> {
 
     fn project(&self, layer: usize) {
         let spec = &self.x.plan.spec;
-        let (n, d, group) = (self.step.rows, spec.head_dim, spec.group());
+        let (d, group) = (spec.head_dim, spec.group());
         let width = spec.q_dim() + 2 * spec.kv_dim();
         let scratch = self.g.write::<f32>(Role::Scratch, 0);
         let normed = self.g.read::<f32>(Role::Normed, 0);
@@ -219,11 +220,11 @@ impl Run<'_> {
             let weight = || self.weight(TensorId::Layer(layer, tensor));
             spec.qk_norm.then(|| HeadNorm { weight: weight(), eps: spec.norm_eps })
         };
-        let host = self.x.plan.layout().host_attended(layer, spec.kv_heads);
+        let host = self.x.plan.host_attended(self.step, layer);
         for head in 0..spec.kv_heads {
             let to = self.g.write::<f32>(Role::Query, head);
             projected.queries(head * group * d, group, norm(T::QNorm), to);
-            if n <= DECODE_ROWS && head >= host.start {
+            if host.iter().contains(&head) {
                 self.g.write::<f32>(Role::HostQuery, head - host.start).copy_from_slice(to);
             }
             let k = spec.q_dim() + head * d;
@@ -283,21 +284,20 @@ impl Run<'_> {
     }
 
     fn attend_host(&self, layer: usize, heads: Heads) {
-        let mut state = StateMut {
+        let state = StateMut {
             max: self.g.write(Role::StateMax, 0),
             sum: self.g.write(Role::StateSum, 0),
             acc: self.g.write(Role::StateAcc, 0),
         };
-        kernels::state_init(&mut state);
-        let partials = self.g.write::<f32>(Role::Partials, 0);
-        let size = self.x.plan.knobs().tile;
-        for (i, tile) in self.x.plan.visible_tiles(self.step, layer).enumerate() {
-            let at = |h: usize| i * heads.len() + h;
-            let kv =
-                |h: usize| (self.g.read::<u16>(Role::Key, at(h)), self.g.read::<u16>(Role::Value, at(h)));
-            let q = |h: usize| self.g.read::<f32>(Role::HostQuery, h);
-            self.attend_piece(layer, heads.len(), tile * size, &q, &kv, &mut state, Some(partials));
-        }
+        let past =
+            (0..self.g.count(Role::Key)).map(|k| (self.g.read(Role::Key, k), self.g.read(Role::Value, k)));
+        let ranges = HostRanges {
+            queries: (0..heads.len()).map(|h| self.g.read(Role::HostQuery, h)).collect(),
+            past: past.collect(),
+            state,
+            scratch: self.g.write(Role::Partials, 0),
+        };
+        attend_host(self.x.isa, &self.x.plan, self.step, layer, ranges);
     }
 
     /// Attention over rows of each head's K and V, the first of which is at position `start`.

@@ -128,27 +128,8 @@ impl Field {
     /// Bytes of K and V per second that decode attention reads, one query token of `heads` KV heads which share the
     /// field, beside those that a plain walk over the field reads.
     pub fn decode_in_turns(&self, isa: Isa, shape: HeadShape, heads: usize, rounds: usize) -> InTurns {
-        let HeadShape { head_dim: d, group } = shape;
-        let halves: &[u16] = bytemuck::cast_slice(&self.map);
-        let keys = halves.len() / (2 * heads * d);
-        let q = queries(heads * group * d);
-        let mut state = State::new(heads * group, d);
-        // As much as a plan has, which allows for a step of that many rows.
-        let mut scratch = vec![0.0; heads * group * (d + 2) * SPLITS_IN_FLIGHT * DECODE_ROWS];
-        let geo = geometry(shape, keys as u64);
-        let mut run = || {
-            let tasks = halves.chunks(2 * keys * d).zip(q.chunks(group * d)).zip(state.heads(group, d));
-            let mut tasks: Vec<_> = tasks
-                .map(|((kv, q), state)| {
-                    let (k, v) = kv.split_at(keys * d);
-                    HeadTask { q, kv: KvRows { k, v: &v[..keys * d], start: 0 }, state }
-                })
-                .collect();
-            let begun = Instant::now();
-            attend_decode(isa, &geo, SPLIT, &mut tasks, &mut scratch);
-            (heads * keys * d * 4) as f64 / begun.elapsed().as_secs_f64()
-        };
-        InTurns::measure(rounds, &mut || self.read_bytes_s(isa), &mut run)
+        let mut decode = Decode::new(bytemuck::cast_slice(&self.map), shape, heads, 1);
+        InTurns::measure(rounds, &mut || self.read_bytes_s(isa), &mut || decode.bytes_s(isa))
     }
 
     /// FLOP per second of prefill attention beside those of multiply-adds alone.
@@ -194,6 +175,56 @@ impl Field {
             (2 * rows * outputs * depth) as f64 / begun.elapsed().as_secs_f64()
         };
         (0..5).map(|_| run(&mut out)).fold(0.0, f64::max)
+    }
+}
+
+/// Decode attention of some query tokens over K and V that are there.
+pub struct Decode<'a> {
+    /// Of all heads, K then V each.
+    halves: &'a [u16],
+    shape: HeadShape,
+    heads: usize,
+    tokens: usize,
+    keys: usize,
+    q: Vec<f32>,
+    state: State,
+    scratch: Vec<f32>,
+}
+
+impl<'a> Decode<'a> {
+    /// `tokens` query tokens, at most [`DECODE_ROWS`], of `heads` KV heads which share the memory.
+    pub fn new(halves: &'a [u16], shape: HeadShape, heads: usize, tokens: usize) -> Self {
+        let HeadShape { head_dim: d, group } = shape;
+        let rows = heads * tokens * group;
+        Self {
+            halves,
+            shape,
+            heads,
+            tokens,
+            keys: halves.len() / (2 * heads * d),
+            q: queries(rows * d),
+            state: State::new(rows, d),
+            // As much as a plan has, which allows for a step of that many rows.
+            scratch: vec![0.0; heads * group * (d + 2) * SPLITS_IN_FLIGHT * DECODE_ROWS],
+        }
+    }
+
+    /// Bytes of K and V per second that the threads of the current pool attend to, once.
+    pub fn bytes_s(&mut self, isa: Isa) -> f64 {
+        let HeadShape { head_dim: d, group } = self.shape;
+        let (keys, rows) = (self.keys, self.tokens * group);
+        let pieces = self.halves.chunks(2 * keys * d).zip(self.q.chunks(rows * d));
+        let mut tasks: Vec<_> = pieces
+            .zip(self.state.heads(rows, d))
+            .map(|((kv, q), state)| {
+                let (k, v) = kv.split_at(keys * d);
+                HeadTask { q, kv: KvRows { k, v: &v[..keys * d], start: 0 }, state }
+            })
+            .collect();
+        let geo = geometry(self.shape, keys as u64);
+        let begun = Instant::now();
+        attend_decode(isa, &geo, SPLIT, &mut tasks, &mut self.scratch);
+        (self.heads * keys * d * 4) as f64 / begun.elapsed().as_secs_f64()
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod exec;
 mod heads;
+mod host;
 pub mod kernels;
 mod lanes;
 pub mod measure;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use host::{HostRanges, attend_host};
 pub use lanes::LaneOrder;
 
 use crate::backend::{Backend, BackendError, Stats, Timed, copy_overlap};

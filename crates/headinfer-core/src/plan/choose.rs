@@ -2,7 +2,8 @@
 
 use thiserror::Error;
 
-use super::layout::{BLOCK, Knobs, Layout, Memory, RegionId, SPLIT, STORE_PIECE, WeightPlace};
+use super::layout::{BLOCK, DECODE_ROWS, Knobs, Layout, Memory, RegionId, SPLIT, STORE_PIECE, WeightPlace};
+use super::op::Step;
 use super::why::why;
 use super::{Machine, Plan};
 use crate::dtype::DType;
@@ -56,8 +57,10 @@ pub struct Overrides {
     pub ring_slots: Option<usize>,
     /// (layer, KV head) pairs that never leave the device.
     pub resident_heads: Option<usize>,
-    /// (layer, KV head) pairs that the CPU attends to in decode.
+    /// (layer, KV head) pairs that the CPU attends to in decode; none without this and `balance_host`.
     pub host_heads: Option<usize>,
+    /// As many as keep the CPU and the link equally long at work, step by step, by the machine's rates.
+    pub balance_host: bool,
     /// Rows with logits of one step.
     pub logit_rows: Option<usize>,
 }
@@ -186,7 +189,7 @@ fn choose(spec: &ModelSpec, request: &Request) -> Option<Plan> {
         }
         for level in 0..LEVELS {
             if let Some(plan) = fit(spec, request, knobs(spec, request, weights, level)) {
-                return Some(grow(spec, request, plan));
+                return Some(balance(spec, request, grow(spec, request, plan)));
             }
         }
     }
@@ -296,6 +299,16 @@ fn grow(spec: &ModelSpec, request: &Request, plan: Plan) -> Plan {
         .unwrap_or(plan)
 }
 
+/// Gives heads that are left on the host to the CPU, as many as it ever takes.
+fn balance(spec: &ModelSpec, request: &Request, plan: Plan) -> Plan {
+    if !request.overrides.balance_host || request.overrides.host_heads.is_some() {
+        return plan;
+    }
+    let most = |rows| plan.balanced_host_heads(&Step { past: request.context - 1, rows, logit_rows: 1 });
+    let host_heads = (1..=DECODE_ROWS).map(most).max().unwrap_or(0);
+    fit(spec, request, Knobs { host_heads, ..plan.knobs().clone() }).unwrap_or(plan)
+}
+
 fn check_overrides(spec: &ModelSpec, request: &Request) -> Result<(), PlanError> {
     let o = &request.overrides;
     let all = spec.layers * spec.kv_heads;
@@ -311,6 +324,9 @@ fn check_overrides(spec: &ModelSpec, request: &Request) -> Result<(), PlanError>
     }
     if let Some(n) = o.heads_per_group.filter(|n| *n == 0 || *n > spec.kv_heads) {
         return refuse(format!("--heads-per-group must be 1..={} for this model, not {n}", spec.kv_heads));
+    }
+    if let Some(n) = o.host_heads.filter(|n| *n > all) {
+        return refuse(format!("--host-heads must be 0..={all} for this model, not {n}"));
     }
     let kept = o.resident_heads.unwrap_or(0).checked_add(o.host_heads.unwrap_or(0));
     if kept.is_none_or(|n| n > all) {

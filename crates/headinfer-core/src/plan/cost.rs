@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Plan;
-use super::layout::{DECODE_ROWS, RegionId};
+use super::layout::RegionId;
 use super::op::{Heads, Lane, Op, Step};
 use super::operands::{Access, Role};
 use crate::model::spec::ModelSpec;
@@ -25,6 +25,20 @@ pub struct Machine {
     pub host_bytes_s: f64,
     /// Device memory the driver takes for itself, bytes.
     pub device_overhead: u64,
+    /// What link and CPU reach while both read the host's memory; absent where nobody measured it.
+    #[serde(default)]
+    pub together: Option<Together>,
+}
+
+/// Rates of two that share the host's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Together {
+    /// Host to device copies, bytes/s.
+    pub link_bytes_s: f64,
+    /// K and V that decode attention of one row reads on all cores but one, bytes/s.
+    pub host_bytes_s: f64,
+    /// The same at a step of many rows, as FLOP/s.
+    pub host_flops: f64,
 }
 
 impl Machine {
@@ -39,6 +53,7 @@ impl Machine {
             link_bytes_s: 25e9,
             host_bytes_s: 50e9,
             device_overhead: 512 << 20,
+            together: None,
         }
     }
 
@@ -53,6 +68,7 @@ impl Machine {
             link_bytes_s: 10e9,
             host_bytes_s: 20e9,
             device_overhead: 0,
+            together: None,
         }
     }
 
@@ -119,8 +135,12 @@ impl Cost {
     pub fn floor_s(&self, machine: &Machine) -> f64 {
         let arithmetic = self.gemm_flop / machine.gemm_flops + self.attention_flop / machine.attention_flops;
         let device = self.device_bytes / machine.device_bytes_s;
-        let link = self.in_bytes.max(self.out_bytes) / machine.link_bytes_s;
-        arithmetic.max(device).max(link).max(self.host_bytes / machine.host_bytes_s)
+        let (link, host) = match machine.together {
+            Some(together) if self.host_bytes > 0.0 => (together.link_bytes_s, together.host_bytes_s),
+            _ => (machine.link_bytes_s, machine.host_bytes_s),
+        };
+        let link = self.in_bytes.max(self.out_bytes) / link;
+        arithmetic.max(device).max(link).max(self.host_bytes / host)
     }
 }
 
@@ -188,15 +208,8 @@ impl Plan {
             total += self.command_cost(step, &Op::Mlp { layer, start: 0, end: step.rows });
             let resident = self.layout().resident(layer).len() as f64;
             let on_host = spec.kv_heads as f64 - resident;
-            let by_cpu = match step.rows <= DECODE_ROWS {
-                true => self.layout().host_attended(layer, spec.kv_heads).len() as f64,
-                false => 0.0,
-            };
-            let tiles = self.visible_tiles(step, layer);
-            let past: usize = match tiles.is_empty() {
-                true => 0,
-                false => step.past - tiles.start * self.knobs().tile,
-            };
+            let by_cpu = self.host_attended(step, layer).len() as f64;
+            let past = self.visible_past(step, layer);
             let all = Heads { start: 0, end: spec.kv_heads };
             let own = pairs(spec, step, layer, step.past..step.past + step.rows);
             let seen = pairs(spec, step, layer, 0..step.past);

@@ -3,7 +3,7 @@
 //! The only code that turns shapes into bytes.
 
 use super::choose::DeviceKind;
-use super::op::{Heads, WeightBlock};
+use super::op::{Heads, Lane, WeightBlock};
 use crate::dtype::DType;
 use crate::model::spec::{LayerTensor, ModelSpec, TensorId};
 use crate::units::MIB;
@@ -29,6 +29,8 @@ pub const WEIGHT_PARTS: usize = 16;
 const HEAD_BLOCKS: usize = 4;
 /// Rows of a block of the output head are a multiple of this: its columns of the logits stay aligned.
 const HEAD_ROWS: usize = 16;
+/// Bytes from one flag to the next: a cache line, so that whoever watches one is not disturbed by another.
+const FLAG_BYTES: u64 = 64;
 /// Offsets of regions are multiples of this many bytes.
 const ALIGN: u64 = 256;
 
@@ -111,6 +113,8 @@ pub enum RegionId {
     HostState,
     /// Partial states of a host decode attention in flight, f32.
     HostScratch,
+    /// By lane, how often it has called on another that waits at a flag: where a GPU and the CPU work on one step.
+    HostFlags,
 }
 
 /// A named range of one memory.
@@ -261,6 +265,16 @@ impl Layout {
     /// Heads of `layer` that are streamed in every step.
     pub fn streamed(&self, layer: usize, kv_heads: usize) -> Heads {
         Heads { start: self.resident(layer).end, end: self.host_attended(layer, kv_heads).start }
+    }
+
+    /// (layer, KV head) pairs that the CPU attends to in decode.
+    pub fn host_attended_total(&self) -> usize {
+        self.host_attended.iter().sum()
+    }
+
+    /// The flag that `lane` raises, u32; only in plans of a GPU with heads that the CPU attends to.
+    pub fn flag(&self, lane: Lane) -> Span {
+        self.span(RegionId::HostFlags, lane.index() as u64 * FLAG_BYTES, 4)
     }
 
     /// Where one head lives.
@@ -497,6 +511,10 @@ impl Layout {
             let bytes = self.shared_bytes + self.layer_bytes * spec.layers as u64;
             self.add(RegionId::HostWeights, "weights to stream", Memory::Host, bytes);
         }
+        if self.host_attended_total() > 0 {
+            let flags = Lane::ALL.len() as u64 * FLAG_BYTES;
+            self.add(RegionId::HostFlags, "flags of the lanes", Memory::Host, flags);
+        }
         let ids = (STEPS_IN_FLIGHT * self.knobs.chunk) as u64 * 4;
         self.add(RegionId::HostIds, "token ids to copy", Memory::Host, ids);
         let logits = self.knobs.logit_rows as u64 * spec.vocab as u64 * 4;
@@ -533,6 +551,6 @@ pub(super) fn decode_scratch_floats(spec: &ModelSpec, heads: usize, chunk: usize
 }
 
 /// Cumulative counts of `total` things spread over `layers` as evenly as whole numbers allow.
-fn spread(total: usize, layers: usize) -> Vec<usize> {
+pub(super) fn spread(total: usize, layers: usize) -> Vec<usize> {
     (0..=layers).map(|l| total * l / layers).collect()
 }

@@ -4,6 +4,7 @@
 //! `Plan::new` decides and lays out; `schedule` turns a step into commands; `hazard` proves that commands on
 //! different lanes are ordered; `cost` gives each its bytes and FLOP; `report` prints. Knows no backend.
 
+mod balance;
 mod choose;
 pub mod cost;
 pub mod hazard;
@@ -21,7 +22,7 @@ mod why;
 use std::ops::Range;
 
 pub use choose::{DeviceKind, Overrides, PlacementMode, PlanError, Request, WeightsMode};
-pub use cost::{Cost, Machine};
+pub use cost::{Cost, Machine, Together};
 pub use layout::{
     BLOCK, DECODE_ROWS, GEMM_WORKSPACE, Knobs, Layout, Memory, Place, Region, RegionId, SPLIT,
     SPLITS_IN_FLIGHT, STEPS_IN_FLIGHT, Span, WEIGHT_PARTS, WeightPlace,
@@ -75,6 +76,12 @@ impl Plan {
             return 0..0;
         }
         first_visible / tile..step.past.div_ceil(tile)
+    }
+
+    /// Past rows of the visible tiles of `layer`.
+    pub fn visible_past(&self, step: &Step, layer: usize) -> usize {
+        let tiles = self.visible_tiles(step, layer);
+        if tiles.is_empty() { 0 } else { step.past - tiles.start * self.knobs().tile }
     }
 
     /// Past rows that `tile` holds in `step`.

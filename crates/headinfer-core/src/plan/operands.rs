@@ -425,10 +425,8 @@ impl Addresses<'_> {
             o.write(Role::Key, k);
             o.write(Role::Value, v);
         }
-        if self.step.rows <= DECODE_ROWS {
-            for head in self.layout.host_attended(layer, spec.kv_heads).iter() {
-                o.write(Role::HostQuery, self.host_query(layer, head));
-            }
+        for head in self.plan.host_attended(self.step, layer).iter() {
+            o.write(Role::HostQuery, self.host_query(layer, head));
         }
     }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Plan;
 use super::layout::{Memory, WeightPlace};
+use super::op::Step;
 use crate::units::Bytes;
 
 /// What `headinfer plan --json` prints.
@@ -66,6 +67,8 @@ pub struct KvReport {
     pub ring_slots: usize,
     /// (layer, KV head) pairs that never leave the device.
     pub resident_heads: usize,
+    /// (layer, KV head) pairs that the CPU attends to in decode at the full context.
+    pub host_heads: usize,
     /// (layer, KV head) pairs of the model.
     pub heads: usize,
 }
@@ -111,6 +114,7 @@ impl Plan {
                 heads_per_group: k.heads_per_group,
                 ring_slots: k.ring_slots,
                 resident_heads: k.resident_heads,
+                host_heads: self.host_attended_heads(&Step { past: k.context - 1, rows: 1, logit_rows: 1 }),
                 heads: self.spec.layers * self.spec.kv_heads,
             },
             prefill: PrefillReport { chunk: k.chunk, floor_s: self.prefill_floor_s(k.context) },
@@ -171,6 +175,13 @@ impl PlanReport {
                 format_args!(
                     "  the rest streams in tiles of {tile} tokens, {group} head(s) a group, {slots} slots"
                 ),
+            );
+        }
+        if kv.host_heads > 0 {
+            let n = kv.host_heads;
+            line(
+                &mut out,
+                format_args!("  in decode the CPU attends to {n} of them where they lie, not the GPU"),
             );
         }
         let (chunk, floor) = (self.prefill.chunk, self.prefill.floor_s);

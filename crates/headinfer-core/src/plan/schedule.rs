@@ -4,7 +4,6 @@
 //! runs ahead of the arithmetic by as many tiles as the ring has slots. Streamed weights come after, by `weave`.
 
 use super::Plan;
-use super::layout::DECODE_ROWS;
 use super::op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step, WeightBlock};
 use super::weave::weave;
 
@@ -86,7 +85,7 @@ impl<'a> Builder<'a> {
         // The buffer of new rows is shared by all layers: the last eviction must have read it.
         let on_host = self.plan.layout.resident(layer).end < self.plan.spec.kv_heads;
         let evicted = if on_host { self.evicted.take() } else { None };
-        let host = host_attended(self.plan, &self.step, layer);
+        let host = self.plan.host_attended(&self.step, layer);
         let by_host = !host.is_empty() && !self.plan.visible_tiles(&self.step, layer).is_empty();
         if on_host {
             let projected = self.compute_signal(Op::Project { layer }, evicted.as_slice());
@@ -122,7 +121,7 @@ impl<'a> Builder<'a> {
             }
         }
         let mut wait = host_done;
-        for heads in plan.groups(host_attended(plan, &self.step, layer)) {
+        for heads in plan.host_groups(&self.step, layer) {
             if host_done.is_some() {
                 self.compute(Op::Merge { layer, heads }, wait.take().as_slice());
             }
@@ -177,19 +176,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Heads that go through the ring in this step: in prefill the host-attended ones too.
+/// Heads that go through the ring in this step: in prefill those too that the CPU attends to in decode.
 fn streamed(plan: &Plan, step: &Step, layer: usize) -> Heads {
-    let heads = plan.layout.streamed(layer, plan.spec.kv_heads);
-    match step.rows <= DECODE_ROWS {
-        true => heads,
-        false => Heads { end: plan.spec.kv_heads, ..heads },
-    }
-}
-
-fn host_attended(plan: &Plan, step: &Step, layer: usize) -> Heads {
-    let heads = plan.layout.host_attended(layer, plan.spec.kv_heads);
-    match step.rows <= DECODE_ROWS {
-        true => heads,
-        false => Heads { start: heads.end, ..heads },
-    }
+    Heads { start: plan.layout.resident(layer).end, end: plan.host_attended(step, layer).start }
 }

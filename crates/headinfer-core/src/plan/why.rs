@@ -1,6 +1,7 @@
 //! Why a plan is as it is: one sentence per decision, with the numbers it follows from.
 
 use super::layout::{RegionId, WeightPlace};
+use super::op::Step;
 use super::{DeviceKind, Plan};
 use crate::units::Bytes;
 
@@ -9,6 +10,7 @@ pub(super) fn why(plan: &Plan) -> Vec<String> {
     let mut lines = vec![weights(plan), placement(plan), chunk(plan)];
     if plan.knobs().resident_heads < pairs(plan) {
         lines.extend(ring(plan));
+        lines.extend(host(plan));
     }
     lines
 }
@@ -62,6 +64,26 @@ fn chunk(plan: &Plan) -> String {
             )
         }
     }
+}
+
+/// Who attends to what lives on the host, in decode.
+fn host(plan: &Plan) -> Option<String> {
+    let overrides = &plan.request.overrides;
+    if overrides.host_heads.unwrap_or(0) == 0 && !overrides.balance_host {
+        return None;
+    }
+    let on_host = pairs(plan) - plan.knobs().resident_heads;
+    let most = plan.layout().host_attended_total();
+    let full = plan.host_attended_heads(&Step { past: plan.knobs().context - 1, rows: 1, logit_rows: 1 });
+    Some(match overrides.host_heads {
+        Some(_) => {
+            format!("in decode the CPU attends to {most} of the {on_host} heads on the host: as given")
+        }
+        None => format!(
+            "in decode the CPU attends to {full} of the {on_host} heads on the host at the full context, as long as the \
+             link takes for the others"
+        ),
+    })
 }
 
 fn ring(plan: &Plan) -> [String; 2] {

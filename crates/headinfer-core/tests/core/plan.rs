@@ -33,7 +33,7 @@ pub(crate) fn random_plan(draw: &mut Draw) -> (Plan, Step) {
             ring_slots: Some(1 + draw.below(4)),
             resident_heads: Some(resident),
             host_heads: Some(draw.below(all - resident + 1)),
-            logit_rows: None,
+            ..Overrides::default()
         };
         let Ok(plan) = Plan::new(&spec, &request) else { continue };
         let rows = 1 + draw.below(plan.knobs().chunk);

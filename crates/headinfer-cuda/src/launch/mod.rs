@@ -8,6 +8,7 @@ pub(crate) mod attention_prefill_hopper;
 pub(crate) mod bias;
 pub(crate) mod delay;
 pub(crate) mod embed;
+pub(crate) mod host;
 pub(crate) mod norm;
 pub(crate) mod product;
 pub(crate) mod project;
@@ -42,6 +43,10 @@ pub(crate) struct Kernels {
     random_weights: CUfunction,
     synthetic_kv: CUfunction,
     delay: CUfunction,
+    raise_flag: CUfunction,
+    await_flag: CUfunction,
+    give_queries: CUfunction,
+    take_state: CUfunction,
     attention_prefill: CUfunction,
     attention_decode: CUfunction,
     attention_merge: CUfunction,
@@ -89,6 +94,10 @@ impl Kernels {
             random_weights: modules.function("random_weights", 0)?,
             synthetic_kv: modules.function("synthetic_kv", 0)?,
             delay: modules.function("delay", 0)?,
+            raise_flag: modules.function("raise_flag", 0)?,
+            await_flag: modules.function("await_flag", 0)?,
+            give_queries: modules.function("give_queries", 0)?,
+            take_state: modules.function("take_state", 0)?,
             attention_prefill: prefer_shared(
                 modules.function(prefill.name(), prefill.shared_bytes(head_dim))?,
             )?,

@@ -6,6 +6,7 @@
 
 mod rates;
 mod shapes;
+mod together;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! The rates of one plan: what its floors are divided by.
 
-use headinfer_core::plan::{Machine, Plan};
+use headinfer_core::plan::{Machine, Plan, Together};
 
 use super::{Attended, Bed, Way, layer_products};
 use crate::{CudaOptions, OpenError};
@@ -29,6 +29,8 @@ pub struct Rates {
     pub link_both_bytes_s: f64,
     /// Bytes of one such copy: a head's tile.
     pub link_copy_bytes: u64,
+    /// Link and CPU while both read the host's memory, where the plan gives heads to the CPU.
+    pub together: Option<Together>,
     /// Copies within the device, bytes read and written per second.
     pub device_copy_bytes_s: f64,
     /// Device memory taken besides the memory measured on: the context, kernels, other processes.
@@ -72,12 +74,17 @@ impl Rates {
             seconds += times * bed.product(product)?;
         }
         let flop: f64 = products.iter().map(|(product, times)| times * product.flop()).sum();
+        let link_in_bytes_s = bed.link(Way::In, tile_bytes)?;
         Ok(Self {
             device: bed.info().name.clone(),
             attention_flops: over_past.flop(spec.head_dim) / bed.attention(&over_past)?,
             own_attention_flops: over_own.flop(spec.head_dim) / bed.attention(&over_own)?,
             gemm_flops: flop / seconds,
-            link_in_bytes_s: bed.link(Way::In, tile_bytes)?,
+            link_in_bytes_s,
+            together: match plan.layout().host_attended_total() {
+                0 => None,
+                _ => Some(bed.together(spec.group(), link_in_bytes_s)?),
+            },
             link_out_bytes_s: bed.link(Way::Out, tile_bytes)?,
             link_both_bytes_s: bed.link(Way::Both, tile_bytes)?,
             link_copy_bytes: tile_bytes,
@@ -97,6 +104,11 @@ impl Rates {
             link_in_bytes_s: mean(self.link_in_bytes_s, other.link_in_bytes_s),
             link_out_bytes_s: mean(self.link_out_bytes_s, other.link_out_bytes_s),
             link_both_bytes_s: mean(self.link_both_bytes_s, other.link_both_bytes_s),
+            together: self.together.zip(other.together).map(|(a, b)| Together {
+                link_bytes_s: mean(a.link_bytes_s, b.link_bytes_s),
+                host_bytes_s: mean(a.host_bytes_s, b.host_bytes_s),
+                host_flops: mean(a.host_flops, b.host_flops),
+            }),
             device_copy_bytes_s: mean(self.device_copy_bytes_s, other.device_copy_bytes_s),
             overhead_bytes: self.overhead_bytes.max(other.overhead_bytes),
             ..self
@@ -113,6 +125,7 @@ impl Rates {
             link_bytes_s: self.link_in_bytes_s,
             host_bytes_s,
             device_overhead,
+            together: self.together,
         }
     }
 }

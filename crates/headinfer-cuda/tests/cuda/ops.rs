@@ -222,6 +222,7 @@ fn every_op_writes_only_its_operands() {
             tile: Some(256),
             heads_per_group: Some(1),
             resident_heads: Some(draw.below(3)),
+            host_heads: Some(draw.below(3)),
             ..Overrides::default()
         };
         let mode = draw.of(&[WeightsMode::Resident, WeightsMode::Stream]);
@@ -315,8 +316,6 @@ fn plans_that_the_backend_does_not_run_are_refused_in_a_line() {
     let spec = tiny(1, 2, 2, 16);
     let cuda = request(DeviceKind::Cuda, 512);
     assert!(refusal(&spec, &request(DeviceKind::Cpu, 512)).contains("CPU"));
-    let overrides = Overrides { host_heads: Some(1), ..Overrides::default() };
-    assert!(refusal(&spec, &Request { overrides, ..cuda.clone() }).contains("host heads"));
     assert!(refusal(&tiny(1, 2, 2, 20), &cuda).contains("head_dim is 20"));
-    assert_eq!(Lane::ALL.len(), 4, "a new lane needs a stream");
+    assert_eq!(Lane::ALL.len(), 4, "a new lane needs a stream, or a thread");
 }

@@ -103,6 +103,7 @@ pub(crate) fn run_op(cuda: &mut Cuda, plan: &Plan, step: Step, op: &Op, ids: &[u
     let lane = match op {
         Op::Fetch { .. } | Op::FetchWeights { .. } => headinfer_core::plan::Lane::In,
         Op::Evict { .. } => headinfer_core::plan::Lane::Out,
+        Op::AttendHost { .. } => headinfer_core::plan::Lane::Host,
         _ => headinfer_core::plan::Lane::Compute,
     };
     let command = Command { lane, op: op.clone(), waits: Vec::new(), signals: None };

@@ -59,12 +59,20 @@ pub(crate) struct EngineArgs {
     #[arg(env = "HEADINFER_PLACEMENT", hide_env_values = true)]
     pub(crate) placement: Placement,
 
+    /// How many (layer, KV head) pairs the CPU attends to in decode, where their KV lies: a number, or `auto`.
+    ///
+    /// `auto` keeps the CPU at work as long as the link is with the other heads that live in host memory, by `doctor`'s
+    /// rates. The CPU rounds otherwise than a GPU: without this no bit of an answer depends on where heads live.
+    #[arg(long, value_name = "N|auto", default_value = "0", value_parser = host_heads)]
+    #[arg(env = "HEADINFER_HOST_HEADS", hide_env_values = true)]
+    pub(crate) host_heads: HostHeads,
+
     /// Where weights live: as it fits, copied to the device, or streamed layer by layer, output head included.
     #[arg(long, value_enum, value_name = "WHERE", default_value_t = WeightsChoice::Auto)]
     #[arg(env = "HEADINFER_WEIGHTS", hide_env_values = true)]
     pub(crate) weights: WeightsChoice,
 
-    /// Worker threads on the CPU; default one per core.
+    /// Worker threads on the CPU; default one per core, and one less where they attend beside a GPU.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[arg(env = "HEADINFER_THREADS", hide_env_values = true)]
     pub(crate) threads: Option<u16>,
@@ -84,6 +92,24 @@ pub(crate) struct StoreArgs {
     /// Most bytes in that folder; what was not used for longest goes first.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "64GiB")]
     pub(crate) cache_size: Bytes,
+}
+
+/// `--host-heads`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HostHeads {
+    /// As many as the machine's rates say.
+    Auto,
+    /// So many.
+    Count(usize),
+}
+
+fn host_heads(text: &str) -> Result<HostHeads, String> {
+    match text {
+        "auto" => Ok(HostHeads::Auto),
+        _ => {
+            text.parse().map(HostHeads::Count).map_err(|_| format!("'{text}' is neither a number nor `auto`"))
+        }
+    }
 }
 
 /// `--device`.

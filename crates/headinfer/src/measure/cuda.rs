@@ -37,7 +37,8 @@ pub(crate) fn usual_rates(cache: Option<&Path>) -> Result<Rates> {
         stored: None,
         placement: PlacementMode::Offload,
         weights: WeightsMode::Resident,
-        overrides: Overrides::default(),
+        // With heads for the CPU, link and CPU are measured together.
+        overrides: Overrides { balance_host: true, ..Overrides::default() },
         machine: Machine::default_cuda(),
     };
     rates(&Plan::new(&spec, &request)?, cache)
@@ -69,6 +70,11 @@ pub(crate) struct Shown {
     pub(crate) link_out_gb_s: f64,
     /// Each way while both run.
     pub(crate) link_both_gb_s: f64,
+    /// To the device while the CPU attends to K and V, and what the CPU reads of them; where the plan has it do so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) link_beside_cpu_gb_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu_beside_link_gb_s: Option<f64>,
     /// Of one copy over the link.
     pub(crate) link_copy_bytes: u64,
     /// Read and written.
@@ -87,6 +93,8 @@ impl From<&Rates> for Shown {
             link_in_gb_s: rates.link_in_bytes_s / 1e9,
             link_out_gb_s: rates.link_out_bytes_s / 1e9,
             link_both_gb_s: rates.link_both_bytes_s / 1e9,
+            link_beside_cpu_gb_s: rates.together.map(|t| t.link_bytes_s / 1e9),
+            cpu_beside_link_gb_s: rates.together.map(|t| t.host_bytes_s / 1e9),
             link_copy_bytes: rates.link_copy_bytes,
             device_copy_gb_s: rates.device_copy_bytes_s / 1e9,
             overhead_bytes: rates.overhead_bytes,

@@ -58,6 +58,20 @@ fn what_does_not_fit_says_need_have_and_the_flag() {
 }
 
 #[test]
+fn heads_go_to_the_cpu_where_someone_asks() {
+    let line = "plan -m random:llama-3-8b -c 128k --device cuda --gpu-memory 24GiB --host-memory 1TiB --placement offload";
+    let heads =
+        |more: &str| run(&format!("{line} --json {more}")).json()["kv"]["host_heads"].as_u64().unwrap();
+    assert_eq!([heads(""), heads("--host-heads 0"), heads("--host-heads 96")], [0, 0, 96]);
+    let auto = heads("--host-heads auto");
+    assert!(auto > 32 && auto < 256, "{auto}");
+    let plan = run(&format!("{line} --host-heads auto"));
+    assert!(plan.stdout.contains("in decode the CPU attends to"), "{plan:?}");
+    run(&format!("{line} --host-heads 257")).fails(2, &["--host-heads must be 0..=256", "257"]);
+    run(&format!("{line} --host-heads most")).fails(2, &["'most' is neither a number nor `auto`"]);
+}
+
+#[test]
 fn auto_says_that_the_cpu_is_used() {
     let plan = run("plan -m random:tiny -c 1k");
     assert_eq!(plan.stderr.lines().count(), 1, "{plan:?}");

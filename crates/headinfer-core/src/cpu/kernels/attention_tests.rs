@@ -221,3 +221,28 @@ fn prefill_has_the_same_bits_on_any_number_of_threads() {
         assert!([2, 5, 16].iter().all(|threads| run(*threads, isa) == alone), "{isa:?}");
     }
 }
+
+#[test]
+fn keys_in_pieces_give_the_bits_of_keys_in_a_row() {
+    for case in &cases() {
+        let Case { start: 0 | 256, .. } = case else { continue };
+        let (d, rows) = (case.geo.head_dim, case.q.len() / case.geo.head_dim);
+        for (isa, cut) in Isa::available().into_iter().flat_map(|isa| [(isa, 256), (isa, 512)]) {
+            let rows_of = |(k, v), i| KvRows { k, v, start: case.start + (i * cut) as u64 };
+            let pieces = case.k.chunks(cut * d).zip(case.v.chunks(cut * d)).zip(0..);
+            let pieces: Vec<_> = pieces.map(|(kv, i)| rows_of(kv, i)).collect();
+            let (mut max, mut sum, mut acc) =
+                (vec![f32::NEG_INFINITY; rows], vec![0.0; rows], vec![0.0; rows * d]);
+            // Not as many splits in flight as there are.
+            let mut scratch = vec![f32::NAN; 2 * rows * (d + 2)];
+            let state = StateMut { max: &mut max, sum: &mut sum, acc: &mut acc };
+            let mut heads = [PiecedTask { q: &case.q, pieces: &pieces, state }];
+            attend_decode_pieces(isa, &case.geo, 256, &mut heads, &mut scratch);
+            let mut got = vec![0.0; rows * d];
+            for ((acc, sum), out) in acc.chunks(d).zip(sum).zip(got.chunks_mut(d)) {
+                state_finish(sum, acc, out);
+            }
+            assert_eq!(got, run(Phase::Decode, isa, case, 0, rows, 4096), "{isa:?} {:?} {cut}", case.geo);
+        }
+    }
+}

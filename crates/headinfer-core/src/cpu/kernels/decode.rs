@@ -5,8 +5,8 @@
 //! core took which split.
 
 use super::Isa;
-use super::attention::{Geometry, HEAD_DIM_MAX, HeadTask, front};
-use super::decode_split::{Run, SPLIT_MAX};
+use super::attention::{Geometry, HEAD_DIM_MAX, HeadTask, KvRows, StateMut, front};
+use super::decode_split::{Cut, Run, SPLIT_MAX};
 use super::share::{portion, share};
 use super::simd::{Kernel, Simd, dispatch};
 
@@ -19,6 +19,17 @@ const LINE: usize = 16;
 /// K and V elements below which waking other threads takes longer than the work.
 const SMALL: usize = 1 << 15;
 
+/// One KV head of a call whose rows lie in pieces: each but the last ends at a multiple of the split.
+#[derive(Debug)]
+pub struct PiecedTask<'a> {
+    /// As [`HeadTask::q`].
+    pub q: &'a [f32],
+    /// Keys and values, in order of position; cut alike for all heads of a call.
+    pub pieces: &'a [KvRows<'a>],
+    /// Where the result goes.
+    pub state: StateMut<'a>,
+}
+
 /// Attends all rows of each head to its keys, under the causal mask and the window of `geo`, with splits at
 /// multiples of `split` (a multiple of 64, at most 256). `scratch` holds partial states: (2 + head_dim) floats per
 /// row and split in flight; more scratch, more splits in flight.
@@ -29,12 +40,31 @@ pub fn attend_decode(
     heads: &mut [HeadTask<'_>],
     scratch: &mut [f32],
 ) {
+    let mut heads: Vec<_> = heads.iter_mut().map(in_one_piece).collect();
+    attend_decode_pieces(isa, geo, split, &mut heads, scratch);
+}
+
+fn in_one_piece<'a>(head: &'a mut HeadTask<'_>) -> PiecedTask<'a> {
+    let StateMut { max, sum, acc } = &mut head.state;
+    PiecedTask { q: head.q, pieces: std::slice::from_ref(&head.kv), state: StateMut { max, sum, acc } }
+}
+
+/// As [`attend_decode`] over the rows of all pieces, with the same bits as if they lay together.
+pub fn attend_decode_pieces(
+    isa: Isa,
+    geo: &Geometry,
+    split: usize,
+    heads: &mut [PiecedTask<'_>],
+    scratch: &mut [f32],
+) {
     assert!(geo.head_dim <= HEAD_DIM_MAX, "a head of {} elements", geo.head_dim);
     assert!(split <= SPLIT_MAX, "splits of {split} keys");
     let Some(first) = heads.first() else { return };
     let rows = first.state.max.len();
-    let keys = first.kv.k.len() / geo.head_dim;
-    let cuts = cuts(first.kv.start, keys, split);
+    let keys = first.pieces.iter().map(|kv| kv.k.len()).sum::<usize>() / geo.head_dim;
+    let cuts = first.pieces.iter().enumerate();
+    let cuts = cuts.flat_map(|(piece, kv)| cuts_of(piece, kv.start, kv.k.len() / geo.head_dim, split));
+    let cuts: Vec<Cut> = cuts.collect();
     let partial = rows * (geo.head_dim + 2);
     let in_flight = scratch.len() / (partial * heads.len());
     assert!(in_flight > 0, "no scratch for one split of {} heads", heads.len());
@@ -61,8 +91,8 @@ pub fn attend_decode(
 /// Consecutive splits of each head, into `partials` of (2 + head_dim) floats per split and row.
 fn runs<'a>(
     geo: &'a Geometry,
-    heads: &[HeadTask<'a>],
-    wave: &'a [(usize, usize)],
+    heads: &[PiecedTask<'a>],
+    wave: &'a [Cut],
     mut partials: &'a mut [f32],
 ) -> Vec<Run<'a>> {
     let mut left = heads.len() * wave.len();
@@ -70,9 +100,11 @@ fn runs<'a>(
     for head in heads {
         let (rows, mut rest) = (head.state.max.len(), wave);
         while !rest.is_empty() {
-            let (cuts, after) = rest.split_at(portion(left).clamp(1, RUN).min(rest.len()));
+            let few = &rest[..portion(left).clamp(1, RUN).min(rest.len())];
+            let piece = few[0].piece;
+            let (cuts, after) = rest.split_at(few.iter().take_while(|cut| cut.piece == piece).count());
             let partials = front(&mut partials, cuts.len() * rows * (geo.head_dim + 2));
-            runs.push(Run { geo, q: head.q, kv: head.kv, cuts, partials, rows, next: &[] });
+            runs.push(Run { geo, q: head.q, kv: head.pieces[piece], cuts, partials, rows, next: &[] });
             left -= cuts.len();
             rest = after;
         }
@@ -80,13 +112,13 @@ fn runs<'a>(
     runs
 }
 
-/// Row ranges between multiples of `split` in position.
-fn cuts(start: u64, keys: usize, split: usize) -> Vec<(usize, usize)> {
+/// Rows of a piece between multiples of `split` in position.
+fn cuts_of(piece: usize, start: u64, keys: usize, split: usize) -> Vec<Cut> {
     let mut cuts = Vec::with_capacity(keys / split + 2);
     let mut from = 0;
     while from < keys {
         let to = (from + split - (start as usize + from) % split).min(keys);
-        cuts.push((from, to));
+        cuts.push(Cut { piece, from, to });
         from = to;
     }
     cuts
@@ -104,7 +136,7 @@ struct Fold<'a> {
 }
 
 fn folds_of<'a>(
-    head: &'a mut HeadTask<'_>,
+    head: &'a mut PiecedTask<'_>,
     partials: &'a [f32],
     rows: usize,
     d: usize,

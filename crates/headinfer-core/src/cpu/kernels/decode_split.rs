@@ -19,13 +19,20 @@ const LANES_MAX: usize = 16;
 /// bf16 values of a cache line.
 const LINE: usize = 32;
 
-/// All rows of a head over consecutive splits.
+/// The keys of a split: rows `[from, to)` of a piece.
+#[derive(Clone, Copy)]
+pub(super) struct Cut {
+    pub(super) piece: usize,
+    pub(super) from: usize,
+    pub(super) to: usize,
+}
+
+/// All rows of a head over consecutive splits of one piece.
 pub(super) struct Run<'a> {
     pub(super) geo: &'a Geometry,
     pub(super) q: &'a [f32],
     pub(super) kv: KvRows<'a>,
-    /// Ranges of keys.
-    pub(super) cuts: &'a [(usize, usize)],
+    pub(super) cuts: &'a [Cut],
     /// Per split `[max; rows]`, `[sum; rows]`, `[rows, head_dim]` of even then odd elements.
     pub(super) partials: &'a mut [f32],
     pub(super) rows: usize,
@@ -36,7 +43,7 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     /// K from the first of its splits on.
     pub(super) fn keys(&self) -> &'a [u16] {
-        &self.kv.k[self.cuts[0].0 * self.geo.head_dim..]
+        &self.kv.k[self.cuts[0].from * self.geo.head_dim..]
     }
 }
 
@@ -57,7 +64,7 @@ impl Kernel for Run<'_> {
         let last = self.cuts.len() - 1;
         for (i, partial) in self.partials.chunks_mut(rows * (d + 2)).enumerate() {
             let cut = self.cuts[i];
-            let span = cut.0 * d..cut.1 * d;
+            let span = cut.from * d..cut.to * d;
             let (k, v) = (&self.kv.k[span.clone()], &self.kv.v[span]);
             let next = match (i == last, self.next.is_empty()) {
                 (false, _) => k.as_ptr().wrapping_add(k.len()),
@@ -69,7 +76,7 @@ impl Kernel for Run<'_> {
                 true => (k, v),
                 false => (pad(k, d, padded_k, width), pad(v, d, padded_v, width)),
             };
-            let split = Split { k, v, width, next, start: self.kv.start + cut.0 as u64 };
+            let split = Split { k, v, width, next, start: self.kv.start + cut.from as u64 };
             let (max, rest) = partial.split_at_mut(rows);
             let (sum, acc) = rest.split_at_mut(rows);
             for first in (0..rows).step_by(ROWS) {

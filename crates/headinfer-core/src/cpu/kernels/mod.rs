@@ -17,7 +17,7 @@ mod share;
 mod simd;
 
 pub use attention::{Geometry, HeadTask, KvRows, StateMut, state_finish, state_init};
-pub use decode::attend_decode;
+pub use decode::{PiecedTask, attend_decode, attend_decode_pieces};
 pub use elementwise::{embed, rms_norm, swiglu};
 pub use linear::{Product, WeightMatrix, linear};
 pub use prefill::attend_prefill;

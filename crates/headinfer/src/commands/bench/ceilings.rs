@@ -133,6 +133,7 @@ impl Ceilings {
                 own_attention: m.attention_flops,
                 gemm: m.gemm_flops,
                 link_in: m.link_bytes_s,
+                link_beside_cpu: m.link_bytes_s,
                 link_out: m.link_bytes_s,
                 device: m.device_bytes_s,
                 host: m.host_bytes_s,
@@ -142,9 +143,10 @@ impl Ceilings {
                 own_attention: r.own_attention_flops,
                 gemm: r.gemm_flops,
                 link_in: r.link_in_bytes_s,
+                link_beside_cpu: r.together.map_or(r.link_in_bytes_s, |t| t.link_bytes_s),
                 link_out: r.link_out_bytes_s,
                 device: r.device_copy_bytes_s,
-                host: f64::INFINITY,
+                host: r.together.map_or(f64::INFINITY, |t| t.host_bytes_s),
             },
         }
     }
@@ -156,6 +158,8 @@ struct Speeds {
     own_attention: f64,
     gemm: f64,
     link_in: f64,
+    /// While the CPU attends too.
+    link_beside_cpu: f64,
     link_out: f64,
     device: f64,
     host: f64,
@@ -201,11 +205,12 @@ impl Floor {
         let cost = plan.step_cost(step);
         // The same rows with nothing before them: their own keys, and the weights.
         let alone = plan.step_cost(&Step { past: 0, ..*step });
+        let link_in = if cost.host_bytes > 0.0 { speeds.link_beside_cpu } else { speeds.link_in };
         let past_flop = (cost.attention_flop - alone.attention_flop).max(0.0);
         let mut floor = Self {
             attention_s: past_flop / speeds.attention + alone.attention_flop / speeds.own_attention,
             gemm_s: cost.gemm_flop / speeds.gemm,
-            link_s: (cost.in_bytes / speeds.link_in).max(cost.out_bytes / speeds.link_out),
+            link_s: (cost.in_bytes / link_in).max(cost.out_bytes / speeds.link_out),
             device_s: cost.device_bytes / speeds.device,
             weights_s: alone.device_bytes / speeds.device,
             host_s: cost.host_bytes / speeds.host,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use headinfer_core::backend::Stats;
 use headinfer_core::plan::report::seconds;
-use headinfer_core::plan::{Plan, WeightPlace};
+use headinfer_core::plan::{Plan, Step, WeightPlace};
 use headinfer_core::units::Bytes;
 use serde::Serialize;
 
@@ -41,6 +41,8 @@ pub(super) struct Report {
     pub(super) kv_read_gb_s: f64,
     /// Of them, those the CPU read from the host's memory.
     pub(super) host_gb_s: f64,
+    /// Attended to by the CPU where it lies, for `tokens`.
+    pub(super) bytes_by_cpu: u64,
     /// Share of the time in attention.
     pub(super) attention_fraction: f64,
     /// Copies to the device while they ran, or from it where none went there; 0 when nothing was copied.
@@ -97,7 +99,10 @@ pub(super) struct Knobs {
     heads_per_group: usize,
     ring_slots: usize,
     resident_heads: usize,
+    /// Attended to by the CPU in decode.
     host_heads: usize,
+    /// Of the model: (layer, KV head) pairs.
+    heads: usize,
     weights_streamed: bool,
 }
 
@@ -110,6 +115,7 @@ impl Report {
     ) -> Self {
         let rate = |amount: f64, s: f64| if s > 0.0 { amount / s } else { 0.0 };
         let (m, k) = (observed, plan.knobs());
+        let last = Step { past: k.context - 1, rows: 1, logit_rows: 1 };
         let (flops, read) = (rate(m.attention_flop, m.attention_s), rate(m.host_bytes, m.host_s));
         let peaks = match &ceilings {
             Ceilings::Cpu { attention, kv, step, .. } => Peaks::Cpu {
@@ -142,6 +148,7 @@ impl Report {
             peaks,
             kv_read_gb_s: rate(m.kv_bytes, m.attention_s) / 1e9,
             host_gb_s: read / 1e9,
+            bytes_by_cpu: m.host_bytes as u64,
             attention_fraction: rate(m.attention_s, m.seconds),
             link_gb_s: m.link_bytes_s() / 1e9,
             copy_hidden_fraction: m.hidden(),
@@ -157,7 +164,8 @@ impl Report {
                 heads_per_group: k.heads_per_group,
                 ring_slots: k.ring_slots,
                 resident_heads: k.resident_heads,
-                host_heads: k.host_heads,
+                host_heads: plan.host_attended_heads(&last),
+                heads: plan.spec.layers * plan.spec.kv_heads,
                 weights_streamed: matches!(k.weights, WeightPlace::Streamed { .. }),
             },
             logits_hash: m.logits_hash.clone(),
@@ -195,7 +203,7 @@ impl Report {
             );
             lines.push(("KV read", text));
         } else {
-            lines.push(("KV read", format!("{:.1} GB/s on the device", self.kv_read_gb_s)));
+            lines.push(("KV read", self.read_text()));
         }
         lines.push(("copies", self.copies_text()));
         let of = |bytes, planned| format!("{} of {} planned", Bytes(bytes), Bytes(planned));
@@ -217,6 +225,20 @@ impl Report {
             seconds(*device_s),
             self.machine
         )
+    }
+
+    fn read_text(&self) -> String {
+        let all = format!("{:.1} GB/s", self.kv_read_gb_s);
+        match self.bytes_by_cpu {
+            0 => all + " on the device",
+            bytes => format!(
+                "{all}, of it {} of {} (layer, KV head) pairs by the CPU: {}, {:.1} GB/s while it did",
+                self.knobs.host_heads,
+                self.knobs.heads,
+                Bytes(bytes),
+                self.host_gb_s
+            ),
+        }
     }
 
     fn attention_text(&self) -> String {

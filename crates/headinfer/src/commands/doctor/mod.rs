@@ -138,6 +138,7 @@ impl Measured {
             link_bytes_s: self.copy_gb_s * 1e9,
             host_bytes_s: self.read_gb_s * 1e9,
             device_overhead: 0,
+            together: None,
         }
     }
 }
@@ -191,6 +192,11 @@ fn cuda_text(rates: &cuda::Shown) -> String {
     text += &format!("  host to device          {:>8.1} GB/s in copies of {size}\n", rates.link_in_gb_s);
     text += &format!("  device to host          {:>8.1} GB/s\n", rates.link_out_gb_s);
     text += &format!("  both at once            {each:>8.1} GB/s each way\n");
+    if let (Some(link), Some(cpu)) = (rates.link_beside_cpu_gb_s, rates.cpu_beside_link_gb_s) {
+        text += &format!(
+            "  beside CPU attention    {link:>8.1} GB/s to the device, {cpu:.1} GB/s of KV read by the CPU\n"
+        );
+    }
     text += &format!("  driver and kernels take {:>8}\n", Bytes(rates.overhead_bytes).to_string());
     text
 }

@@ -1,0 +1,69 @@
+//! Attention of a step over the past of heads that the CPU attends to where it lies: the op `AttendHost`, for every
+//! backend. Must not know whose memory it is.
+
+use super::kernels::{Geometry, Isa, KvRows, PiecedTask, StateMut, attend_decode_pieces, state_init};
+use crate::plan::{Plan, SPLIT, Step};
+
+/// What the op reads and writes, as its operands name it.
+pub struct HostRanges<'a> {
+    /// Rotated queries of each head, `[rows * group, head_dim]`.
+    pub queries: Vec<&'a [f32]>,
+    /// K and V, bf16 bits `[rows, head_dim]` each, in the operands' order: per visible tile, per head, per piece.
+    pub past: Vec<(&'a [u16], &'a [u16])>,
+    /// Of all heads, `[heads * rows * group]`; overwritten. Scores are powers of two, as in [`StateMut`].
+    pub state: StateMut<'a>,
+    /// Partial states.
+    pub scratch: &'a mut [f32],
+}
+
+/// Attends the rows of `step` to the past of the heads of `ranges`, on the threads of the current pool.
+///
+/// # Panics
+/// When `ranges` are not those of the op's operands.
+pub fn attend_host(isa: Isa, plan: &Plan, step: &Step, layer: usize, ranges: HostRanges<'_>) {
+    let (spec, HostRanges { queries, past, mut state, scratch }) = (&plan.spec, ranges);
+    state_init(&mut state);
+    let pieces = pieces(plan, step, layer, queries.len(), past);
+    let (d, rows) = (spec.head_dim, step.rows * spec.group());
+    let states =
+        state.max.chunks_mut(rows).zip(state.sum.chunks_mut(rows)).zip(state.acc.chunks_mut(rows * d));
+    let mut tasks: Vec<_> = queries
+        .into_iter()
+        .zip(&pieces)
+        .zip(states)
+        .map(|((q, pieces), ((max, sum), acc))| PiecedTask { q, pieces, state: StateMut { max, sum, acc } })
+        .collect();
+    let geometry = Geometry {
+        head_dim: d,
+        group: spec.group(),
+        scale: 1.0 / (d as f32).sqrt(),
+        window: spec.windows[layer],
+        q_start: step.past as u64,
+    };
+    attend_decode_pieces(isa, &geometry, SPLIT, &mut tasks, scratch);
+}
+
+/// The pieces of each head, with their positions.
+fn pieces<'a>(
+    plan: &Plan,
+    step: &Step,
+    layer: usize,
+    heads: usize,
+    past: Vec<(&'a [u16], &'a [u16])>,
+) -> Vec<Vec<KvRows<'a>>> {
+    let mut pieces = vec![Vec::new(); heads];
+    let mut past = past.into_iter();
+    for tile in plan.visible_tiles(step, layer) {
+        let first = tile * plan.knobs().tile;
+        let end = first + plan.tile_rows(step, tile);
+        for head in &mut pieces {
+            let mut start = first;
+            while start < end {
+                let (k, v) = past.next().expect("the op declares all rows of its tiles");
+                head.push(KvRows { k, v, start: start as u64 });
+                start += k.len() / plan.spec.head_dim;
+            }
+        }
+    }
+    pieces
+}

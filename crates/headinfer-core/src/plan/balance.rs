@@ -1,0 +1,194 @@
+//! How many heads the CPU attends to where they lie: as many as keep it at work no longer than the link is with the
+//! others.
+
+use super::Plan;
+use super::layout::{DECODE_ROWS, SPLITS_IN_FLIGHT, spread};
+use super::op::{Heads, Step};
+
+/// What a layer costs the CPU besides its bytes and the device's weights, seconds: the way of queries and states over the
+/// link, starting threads and waiting for the last of them, launches between. So much was seen beside an H100.
+const ROUND_S: f64 = 160e-6;
+/// Share of its rate alone that the CPU keeps beside the link, where nobody measured it: on 16 cores of a Sapphire Rapids
+/// 77 of 94 GB/s were seen.
+const BESIDE: f64 = 0.8;
+
+/// Heads of a group, as far as they are more than those of a ring slot: a launch takes no more.
+const GROUP_MAX: usize = 32;
+
+impl Plan {
+    /// KV heads of `layer` whose past the CPU attends to in `step`: none in prefill, the last ones in decode.
+    pub fn host_attended(&self, step: &Step, layer: usize) -> Heads {
+        let all = self.layout.host_attended(layer, self.spec.kv_heads);
+        if step.rows > DECODE_ROWS {
+            return Heads { start: all.end, ..all };
+        }
+        let overrides = &self.request.overrides;
+        if all.is_empty() || overrides.host_heads.is_some() || !overrides.balance_host {
+            return all;
+        }
+        let counts = spread(self.balanced_host_heads(step), self.spec.layers);
+        Heads { start: all.start.max(all.end - (counts[layer + 1] - counts[layer]).min(all.len())), ..all }
+    }
+
+    /// The heads of [`Plan::host_attended`] in groups whose state is carried together: a step of few rows leaves room for
+    /// that of more heads than a chunk does.
+    pub fn host_groups(&self, step: &Step, layer: usize) -> impl Iterator<Item = Heads> + use<> {
+        let (k, heads) = (self.knobs(), self.host_attended(step, layer));
+        let room = k.heads_per_group * (k.chunk / step.rows).min(SPLITS_IN_FLIGHT);
+        let size = room.min(k.heads_per_group.max(GROUP_MAX));
+        let group = move |start| Heads { start, end: (start + size).min(heads.end) };
+        heads.iter().step_by(size).map(group)
+    }
+
+    /// (layer, KV head) pairs that the CPU attends to in `step`.
+    pub fn host_attended_heads(&self, step: &Step) -> usize {
+        (0..self.spec.layers).map(|layer| self.host_attended(step, layer).len()).sum()
+    }
+
+    /// (layer, KV head) pairs with which CPU and link take equally long for a step, of those that live on the host.
+    pub(super) fn balanced_host_heads(&self, step: &Step) -> usize {
+        let (spec, machine) = (&self.spec, &self.request.machine);
+        let row = (4 * spec.head_dim) as f64;
+        let on_host = |layer| spec.kv_heads - self.layout.resident(layer).len();
+        let heads: usize = (0..spec.layers).map(on_host).sum();
+        let past = |layer| on_host(layer) as f64 * self.visible_past(step, layer) as f64 * row;
+        let bytes: f64 = (0..spec.layers).map(past).sum();
+        if heads == 0 || bytes == 0.0 {
+            return 0;
+        }
+        let (link, host) = self.rates_together(step);
+        let streamed: u64 =
+            self.weight_fetches(step).into_iter().map(|block| self.layout.weight_block_bytes(block)).sum();
+        // While the device multiplies by weights the next queries are not there, and the CPU waits.
+        let weights = (spec.parameters() * spec.dtype.bytes() as u64) as f64;
+        let waits = weights / machine.device_bytes_s + spec.layers as f64 * ROUND_S;
+        let one = bytes / heads as f64;
+        let balanced = ((bytes + streamed as f64) / link - waits) / (one / link + one / host);
+        (balanced.max(0.0) as usize).min(heads)
+    }
+
+    /// Bytes per second of the link, and of K and V that the CPU attends to at this many rows.
+    fn rates_together(&self, step: &Step) -> (f64, f64) {
+        let machine = &self.request.machine;
+        // A byte of K or V is half of an element that each query row multiplies once.
+        let flop_a_byte = (step.rows * self.spec.group()) as f64;
+        match machine.together {
+            Some(rates) => (rates.link_bytes_s, rates.host_bytes_s.min(rates.host_flops / flop_a_byte)),
+            None => (machine.link_bytes_s, BESIDE * machine.host_bytes_s / step.rows as f64),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::known::known_shape;
+    use crate::model::spec::ModelSpec;
+    use crate::plan::{
+        DeviceKind, Machine, Overrides, PlacementMode, Request, Together, WeightsMode, hazard,
+    };
+    use crate::simulate::timeline;
+
+    /// An H100 beside 16 cores.
+    fn machine() -> Machine {
+        let together = Together { link_bytes_s: 50e9, host_bytes_s: 77e9, host_flops: 1e12 };
+        Machine {
+            device_bytes_s: 2.8e12,
+            link_bytes_s: together.link_bytes_s,
+            host_bytes_s: together.host_bytes_s,
+            together: Some(together),
+            ..Machine::default_cuda()
+        }
+    }
+
+    fn llama() -> ModelSpec {
+        known_shape("llama-3-8b").unwrap()
+    }
+
+    fn plan(context: usize, weights: WeightsMode, overrides: Overrides) -> Plan {
+        let request = Request {
+            device: DeviceKind::Cuda,
+            context,
+            device_budget: 24 << 30,
+            host_budget: 1 << 50,
+            stored: None,
+            placement: PlacementMode::Offload,
+            weights,
+            overrides,
+            machine: machine(),
+        };
+        Plan::new(&llama(), &request).unwrap()
+    }
+
+    fn balanced(context: usize, weights: WeightsMode) -> Plan {
+        plan(context, weights, Overrides { balance_host: true, ..Overrides::default() })
+    }
+
+    fn step(past: usize, rows: usize) -> Step {
+        Step { past, rows, logit_rows: 1 }
+    }
+
+    /// When the last command ends, by the cost model.
+    fn seconds(plan: &Plan, step: Step) -> f64 {
+        let ends = timeline(plan, &plan.schedule(step)).into_iter().map(|t| t.end.as_secs_f64());
+        ends.fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn without_being_asked_for_the_cpu_attends_to_nothing() {
+        let plan = plan(1 << 17, WeightsMode::Auto, Overrides::default());
+        assert_eq!(plan.host_attended_heads(&step(100_000, 1)), 0);
+        assert_eq!(plan.layout().region_bytes(crate::plan::RegionId::HostFlags), 0);
+    }
+
+    #[test]
+    fn no_other_share_is_much_faster() {
+        // Long enough for what the cost model does not know, the rounds between device and CPU, to be little.
+        for (context, weights) in
+            [(1 << 17, WeightsMode::Auto), (1 << 20, WeightsMode::Auto), (1 << 18, WeightsMode::Stream)]
+        {
+            let step = step(context - 1, 1);
+            let picked = seconds(&balanced(context, weights), step);
+            let forced = |n| {
+                let overrides = Overrides { host_heads: Some(n), ..Overrides::default() };
+                (seconds(&plan(context, weights, overrides), step), n)
+            };
+            let all = (0..=256).step_by(8).map(forced);
+            let (best, n) = all.fold((f64::INFINITY, 0), |a, b| if b.0 < a.0 { b } else { a });
+            assert!(picked <= 1.03 * best, "{context} {weights:?}: {picked} s, {best} s with {n} heads");
+        }
+    }
+
+    #[test]
+    fn the_share_shrinks_with_rows_and_with_the_past() {
+        let plan = balanced(1 << 17, WeightsMode::Auto);
+        let heads = |past, rows| plan.host_attended_heads(&step(past, rows));
+        let by_rows: Vec<_> = [1, 4, 8, 16].map(|rows| heads(100_000, rows)).into();
+        assert!(by_rows.is_sorted_by(|a, b| a > b) && by_rows[3] > 0, "{by_rows:?}");
+        assert!(heads(100_000, 1) > heads(10_000, 1), "short pasts are not worth as many rounds");
+        assert_eq!([heads(500, 1), heads(0, 1), heads(100_000, 17)], [0; 3]);
+    }
+
+    #[test]
+    fn steps_of_every_share_are_ordered() {
+        let plan = balanced(1 << 16, WeightsMode::Stream);
+        for rows in [1, 2, 5, 16, 17, 1024] {
+            for past in [0, 600, 9000, 60_000] {
+                let schedule = plan.schedule(step(past, rows));
+                assert_eq!(hazard::check(&plan, &schedule), [], "{rows} rows after {past}");
+            }
+        }
+    }
+
+    #[test]
+    fn heads_that_stay_on_the_device_are_not_the_cpus() {
+        let overrides = Overrides { resident_heads: Some(200), balance_host: true, ..Overrides::default() };
+        let plan = plan(1 << 14, WeightsMode::Stream, overrides);
+        let step = step((1 << 14) - 1, 1);
+        let heads = plan.host_attended_heads(&step);
+        assert!(heads <= 56, "{heads}");
+        for layer in 0..32 {
+            assert!(plan.host_attended(&step, layer).start >= plan.layout().resident(layer).end);
+        }
+    }
+}
