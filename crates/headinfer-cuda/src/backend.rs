@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use headinfer_core::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
 use headinfer_core::plan::{
-    Command, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
+    Command, DECODE_ROWS, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
 };
 use headinfer_core::units::Bytes;
 use rayon::prelude::*;
@@ -18,7 +18,7 @@ use crate::error::{CudaError, Named};
 use crate::exec::Executor;
 use crate::gemm::Gemm;
 use crate::launch::attention_prefill::PrefillKernel;
-use crate::launch::{HEADS_MAX, Kernels};
+use crate::launch::{HEADS_MAX, Kernels, product};
 use crate::log::Log;
 use crate::past;
 use crate::slab::{Driver, Growth, HostSlab};
@@ -436,6 +436,11 @@ impl Backend for Cuda {
         let library = format!("driver {driver} nvrtc {nvrtc} cublaslt {cublas}");
         let prefill = self.executor.kernels.prefill().name();
         Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}"))
+    }
+
+    /// Those of the product kernels: cuBLASLt, which takes more, chooses its own by their number.
+    fn rows_alike(&self) -> usize {
+        product::ROWS_MAX.min(DECODE_ROWS)
     }
 
     fn stats(&self) -> Stats {

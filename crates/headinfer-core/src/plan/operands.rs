@@ -507,8 +507,12 @@ impl Addresses<'_> {
             o.read(Role::HostQuery, self.host_query(layer, head));
         }
         for tile in self.plan.visible_tiles(self.step, layer) {
+            let rows = self.tile(tile);
+            // The last tile's last split, with those own rows that belong to it.
+            let last = rows.end == self.step.past;
+            let rows = rows.start..if last { self.step.split_end() } else { rows.end };
             for head in heads.iter() {
-                for (k, v) in self.stored(layer, head, self.tile(tile)) {
+                for (k, v) in self.stored(layer, head, rows.clone()) {
                     o.read(Role::Key, k);
                     o.read(Role::Value, v);
                 }
