@@ -11,7 +11,7 @@ use crate::watch::Watch;
 
 /// The arithmetic of all backends: raised when a change of it changes a bit of K or V, so that what an older build
 /// stored is not continued by a newer one.
-pub const NUMERICS: u32 = 2;
+pub const NUMERICS: u32 = 3;
 
 /// Executes the steps of one plan. Opening a backend allocates all it will ever use.
 pub trait Backend: Send {
@@ -66,6 +66,12 @@ pub trait Backend: Send {
     /// are only exchanged between backends of one name; `None` exchanges them with none.
     fn numerics(&self) -> Option<String> {
         None
+    }
+
+    /// Rows up to which a step gives each row the bits, of logits, K and V, that it would have in a step of its own
+    /// after those before it; more rows differ by rounding. At most [`DECODE_ROWS`](crate::plan::DECODE_ROWS).
+    fn rows_alike(&self) -> usize {
+        1
     }
 
     /// What has been done since the backend was opened.

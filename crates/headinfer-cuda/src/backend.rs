@@ -22,7 +22,7 @@ use crate::exec::Executor;
 use crate::gemm::Gemm;
 use crate::handover::Handover;
 use crate::launch::attention_prefill::PrefillKernel;
-use crate::launch::{HEADS_MAX, Kernels};
+use crate::launch::{HEADS_MAX, Kernels, product};
 use crate::log::Log;
 use crate::past;
 use crate::slab::{Driver, Growth, HostSlab};
@@ -507,6 +507,11 @@ impl Backend for Cuda {
             false => String::new(),
         };
         Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}{cpu}"))
+    }
+
+    /// Those of the product kernels: cuBLASLt, which takes more, chooses its own by their number.
+    fn rows_alike(&self) -> usize {
+        product::ROWS_MAX.min(DECODE_ROWS)
     }
 
     fn stats(&self) -> Stats {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use headinfer_core::engine::guess::Counts;
 use headinfer_core::plan::Lane;
 use headinfer_core::store::StoreStats;
 
@@ -16,6 +17,9 @@ pub(crate) struct Counters {
     cached_tokens: AtomicU64,
     restored_tokens: AtomicU64,
     generated_tokens: AtomicU64,
+    drafts: AtomicU64,
+    draft_tokens: AtomicU64,
+    accepted_tokens: AtomicU64,
     /// By [`Ending::index`].
     endings: [AtomicU64; 4],
     turned_away: AtomicU64,
@@ -64,6 +68,13 @@ impl Counters {
         }
     }
 
+    /// So much more was guessed.
+    pub(crate) fn guessed(&self, more: Counts) {
+        self.drafts.fetch_add(more.drafts, Relaxed);
+        self.draft_tokens.fetch_add(more.guessed, Relaxed);
+        self.accepted_tokens.fetch_add(more.accepted, Relaxed);
+    }
+
     /// A full queue refused a request.
     pub(crate) fn turned_away(&self) {
         self.turned_away.fetch_add(1, Relaxed);
@@ -107,6 +118,13 @@ pub(crate) fn render(shared: &Shared, model: &str, connections: usize) -> String
     let (prompt, cached) = (count(&counters.prompt_tokens), count(&counters.cached_tokens));
     page.one("prompt_tokens_total", "counter", "Prompt tokens of requests that got a slot.", prompt);
     page.one("generation_tokens_total", "counter", "Tokens generated.", count(&counters.generated_tokens));
+    for (name, help, counter) in [
+        ("spec_decode_num_drafts_total", "Decode passes that took guesses along.", &counters.drafts),
+        ("spec_decode_num_draft_tokens_total", "Tokens guessed.", &counters.draft_tokens),
+        ("spec_decode_num_accepted_tokens_total", "Of them, right ones.", &counters.accepted_tokens),
+    ] {
+        page.one(name, "counter", help, count(counter));
+    }
     page.one(
         "prefix_cache_queries_total",
         "counter",

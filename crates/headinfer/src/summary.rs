@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use headinfer_core::backend::Stats;
+use headinfer_core::engine::Decoder;
 use headinfer_core::plan::{Lane, Plan};
 use headinfer_core::units::Bytes;
 use serde::Serialize;
@@ -18,6 +19,14 @@ pub(crate) struct Summary {
     pub(crate) new_tokens: usize,
     pub(crate) decode_s: f64,
     pub(crate) decode_tokens_per_s: f64,
+    /// Decode steps, the guesses they took along, and how many of these were right.
+    pub(crate) passes: u64,
+    pub(crate) guessed_tokens: u64,
+    pub(crate) accepted_tokens: u64,
+    /// Tokens that a decode step gave, on average: 1 without guesses, 0 without steps.
+    pub(crate) tokens_per_pass: f64,
+    /// Host memory of the index that guesses come from, besides the plan's.
+    pub(crate) guess_bytes: usize,
     /// Weights and KV read by arithmetic during decode, GB/s.
     pub(crate) decode_gb_s: f64,
     /// Copies between host and device while they ran, GB/s; 0 when nothing was copied.
@@ -47,8 +56,8 @@ pub(crate) struct Phase {
 
 impl Summary {
     /// Sums up.
-    pub(crate) fn new(plan: &Plan, prefill: &Phase, decode: &Phase, logits_hash: String) -> Self {
-        let stats = &decode.stats;
+    pub(crate) fn new(plan: &Plan, prefill: &Phase, decode: &Phase, decoder: &Decoder) -> Self {
+        let (stats, counts) = (&decode.stats, decoder.counts());
         let rate = |amount: f64, s: f64| if s > 0.0 { amount / s } else { 0.0 };
         let of = |stats: &Stats, lanes: [Lane; 2]| lanes.map(|l| stats.bytes[l.index()]).iter().sum::<u64>();
         let read = of(stats, [Lane::Compute, Lane::Host]) - of(&prefill.stats, [Lane::Compute, Lane::Host]);
@@ -62,6 +71,11 @@ impl Summary {
             decode_s,
             // The first token comes from the prefill.
             decode_tokens_per_s: rate(decode.tokens.saturating_sub(1) as f64, decode_s),
+            passes: counts.passes,
+            guess_bytes: decoder.guess_bytes(),
+            guessed_tokens: counts.guessed,
+            accepted_tokens: counts.accepted,
+            tokens_per_pass: counts.tokens_per_pass(),
             decode_gb_s: rate(read as f64 / 1e9, decode_s),
             link_gb_s: rate(of(stats, [Lane::In, Lane::Out]) as f64 / 1e9, stats.copy.as_secs_f64()),
             copy_hidden_fraction: stats.hidden_fraction(),
@@ -69,7 +83,7 @@ impl Summary {
             plan_device_bytes: plan.device_bytes(),
             host_bytes: stats.host_bytes,
             plan_host_bytes: plan.host_bytes(),
-            logits_hash,
+            logits_hash: hash(decoder.logits()),
         }
     }
 
@@ -83,8 +97,15 @@ impl Summary {
             0 => String::new(),
             tokens => format!(", {tokens} of them restored"),
         };
+        let guessed = match self.guessed_tokens {
+            0 => String::new(),
+            guessed => format!(
+                ", {:.2} a pass ({} of {guessed} guesses right)",
+                self.tokens_per_pass, self.accepted_tokens
+            ),
+        };
         format!(
-            "{} prompt tokens{restored}, {:.1} tok/s | {} new, {:.1} tok/s, {:.1} GB/s | {link} | peak device {} \
+            "{} prompt tokens{restored}, {:.1} tok/s | {} new, {:.1} tok/s{guessed}, {:.1} GB/s | {link} | peak device {} \
              of {} planned, host {} of {} planned | logits {}",
             self.prompt_tokens,
             self.prefill_tokens_per_s,

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::heads::{HeadNorm, Projected};
 use super::host::{HostRanges, attend_host};
 use super::kernels::{self, Geometry, HeadTask, Isa, KvRows, Product, StateMut, WeightMatrix};
+use super::pieces::{Piece, pieces};
 use super::{CpuOptions, OpenError};
 use crate::memory::{Grant, Memories};
 use crate::model::spec::{LayerTensor, TensorId};
@@ -242,7 +243,6 @@ impl Run<'_> {
     }
 
     fn attend(&self, layer: usize, heads: Heads, part: Part, first: bool, last: bool) {
-        let (past, n) = (self.step.past, self.step.rows);
         let mut state = StateMut {
             max: self.g.write(Role::StateMax, 0),
             sum: self.g.write(Role::StateSum, 0),
@@ -251,16 +251,17 @@ impl Run<'_> {
         if first {
             kernels::state_init(&mut state);
         }
-        // Past and own rows are two pieces wherever they lie: blocks of keys are cut at the start of each.
-        let pieces = [
-            (self.x.plan.past_rows(self.step, part).start, Role::Key, Role::Value),
-            (past, Role::OwnKey, Role::OwnValue),
-        ];
-        let mut partials = (n <= DECODE_ROWS).then(|| self.g.write::<f32>(Role::Partials, 0));
-        for (start, key, value) in pieces.into_iter().filter(|(_, key, _)| self.g.count(*key) > 0) {
-            let kv = |h: usize| (self.g.read::<u16>(key, h), self.g.read::<u16>(value, h));
-            let q = |h: usize| self.g.read::<f32>(Role::Query, h);
-            self.attend_piece(layer, heads.len(), start, &q, &kv, &mut state, partials.as_deref_mut());
+        let kv = |key, value| {
+            let one = |h| (self.g.read::<u16>(key, h), self.g.read::<u16>(value, h));
+            (0..self.g.count(key)).map(one).collect::<Vec<_>>()
+        };
+        let positions = self.x.plan.past_rows(self.step, part);
+        let (past, own) = (kv(Role::Key, Role::Value), kv(Role::OwnKey, Role::OwnValue));
+        let q = |h: usize| self.g.read::<f32>(Role::Query, h);
+        let few = self.step.rows <= DECODE_ROWS;
+        let mut partials = few.then(|| self.g.write::<f32>(Role::Partials, 0));
+        for piece in pieces(self.step, self.x.plan.spec.head_dim, positions, &past, &own) {
+            self.attend_piece(layer, &piece, &q, &mut state, partials.as_deref_mut());
         }
         if last {
             self.finish(heads, &state);
@@ -300,15 +301,11 @@ impl Run<'_> {
         attend_host(self.x.isa, &self.x.plan, self.step, layer, ranges);
     }
 
-    /// Attention over rows of each head's K and V, the first of which is at position `start`.
-    #[allow(clippy::too_many_arguments)] // the piece, its sources and its state; all internal
     fn attend_piece<'s>(
         &self,
         layer: usize,
-        heads: usize,
-        start: usize,
+        piece: &Piece<'_>,
         q: &dyn Fn(usize) -> &'s [f32],
-        kv: &dyn Fn(usize) -> (&'s [u16], &'s [u16]),
         state: &mut StateMut<'_>,
         partials: Option<&mut [f32]>,
     ) {
@@ -320,18 +317,18 @@ impl Run<'_> {
             scale: 1.0 / (d as f32).sqrt(),
             window: spec.windows[layer],
             q_start: self.step.past as u64,
+            sees: piece.sees,
         };
         let rows = self.step.rows * spec.group();
         let mut max = state.max.chunks_mut(rows);
         let mut sum = state.sum.chunks_mut(rows);
         let mut acc = state.acc.chunks_mut(rows * d);
-        let mut tasks = Vec::with_capacity(heads);
-        for h in 0..heads {
-            let (k, v) = kv(h);
+        let mut tasks = Vec::with_capacity(piece.kv.len());
+        for (h, (k, v)) in piece.kv.iter().enumerate() {
             let (Some(max), Some(sum), Some(acc)) = (max.next(), sum.next(), acc.next()) else { break };
             tasks.push(HeadTask {
                 q: q(h),
-                kv: KvRows { k, v, start: start as u64 },
+                kv: KvRows { k, v, start: piece.start as u64 },
                 state: StateMut { max, sum, acc },
             });
         }

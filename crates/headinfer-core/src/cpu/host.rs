@@ -1,7 +1,7 @@
 //! Attention of a step over the past of heads that the CPU attends to where it lies: the op `AttendHost`, for every
 //! backend. Must not know whose memory it is.
 
-use super::kernels::{Geometry, Isa, KvRows, PiecedTask, StateMut, attend_decode_pieces, state_init};
+use super::kernels::{Geometry, Isa, KvRows, PiecedTask, Sees, StateMut, attend_decode_pieces, state_init};
 use crate::plan::{Plan, SPLIT, Step};
 
 /// What the op reads and writes, as its operands name it.
@@ -16,7 +16,8 @@ pub struct HostRanges<'a> {
     pub scratch: &'a mut [f32],
 }
 
-/// Attends the rows of `step` to the past of the heads of `ranges`, on the threads of the current pool.
+/// Attends the rows of `step` to the past of the heads of `ranges`, and to own rows in the split that it ends in, on the
+/// threads of the current pool.
 ///
 /// # Panics
 /// When `ranges` are not those of the op's operands.
@@ -39,6 +40,7 @@ pub fn attend_host(isa: Isa, plan: &Plan, step: &Step, layer: usize, ranges: Hos
         scale: 1.0 / (d as f32).sqrt(),
         window: spec.windows[layer],
         q_start: step.past as u64,
+        sees: Sees::Before,
     };
     attend_decode_pieces(isa, &geometry, SPLIT, &mut tasks, scratch);
 }
@@ -55,7 +57,7 @@ fn pieces<'a>(
     let mut past = past.into_iter();
     for tile in plan.visible_tiles(step, layer) {
         let first = tile * plan.knobs().tile;
-        let end = first + plan.tile_rows(step, tile);
+        let end = plan.host_rows(step, tile).end;
         for head in &mut pieces {
             let mut start = first;
             while start < end {

@@ -7,8 +7,8 @@ use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use super::kernels::{
-    Geometry, HeadTask, Isa, KvRows, Product, StateMut, WeightMatrix, attend_decode, attend_prefill, ceiling,
-    linear, state_init,
+    Geometry, HeadTask, Isa, KvRows, Product, Sees, StateMut, WeightMatrix, attend_decode, attend_prefill,
+    ceiling, linear, state_init,
 };
 use crate::dtype::DType;
 use crate::model::synthetic::{Half, SyntheticKv};
@@ -230,7 +230,14 @@ impl<'a> Decode<'a> {
 
 fn geometry(shape: HeadShape, q_start: u64) -> Geometry {
     let scale = 1.0 / (shape.head_dim as f32).sqrt();
-    Geometry { head_dim: shape.head_dim, group: shape.group, scale, window: None, q_start }
+    Geometry {
+        head_dim: shape.head_dim,
+        group: shape.group,
+        scale,
+        window: None,
+        q_start,
+        sees: Sees::default(),
+    }
 }
 
 fn queries(len: usize) -> Vec<f32> {

@@ -7,6 +7,7 @@ mod host;
 pub mod kernels;
 mod lanes;
 pub mod measure;
+mod pieces;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ pub use lanes::LaneOrder;
 use crate::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
 use crate::memory::{Arena, Memories};
 use crate::model::weights::Weights;
-use crate::plan::{Memory, Plan, Role, Schedule};
+use crate::plan::{DECODE_ROWS, Memory, Plan, Role, Schedule};
 use crate::watch::Watch;
 use exec::Executor;
 use kernels::Isa;
@@ -177,6 +178,10 @@ impl Backend for Cpu {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let line = |name| info.lines().find(|line| line.starts_with(name)).unwrap_or_default();
         Some(format!("cpu {} {} {}", self.executor.isa.name(), line("model name"), line("cache size")))
+    }
+
+    fn rows_alike(&self) -> usize {
+        DECODE_ROWS
     }
 
     fn stats(&self) -> Stats {

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::sample::Sampler;
-use super::{EngineError, Session};
+use super::{Decoder, EngineError, Session};
 
 /// When a generation ends, besides the sink's word.
 #[derive(Clone, Debug, Default)]
@@ -27,20 +27,32 @@ pub enum Finish {
     ContextFull,
 }
 
-/// Generates from `logits` (of the session's last token) on. `sink` gets each token as it comes.
+/// Generates from what `decoder` has on. `sink` gets each token as it comes.
 ///
 /// # Errors
 /// [`EngineError::NotFinite`] or [`EngineError::Mask`] when nothing can be sampled, or the backend's error.
 pub fn generate(
     session: &mut Session,
-    logits: &[f32],
+    decoder: &mut Decoder,
     sampler: &mut Sampler,
     limits: &Limits,
     sink: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Finish, EngineError> {
-    let mut logits = logits.to_vec();
-    for made in 0..limits.max_tokens {
-        let token = sampler.pick(&logits, session.tokens())?;
+    let finish = tokens(session, decoder, sampler, limits, sink);
+    // Guesses that were not reached are in the session still.
+    decoder.settle(session);
+    finish
+}
+
+fn tokens(
+    session: &mut Session,
+    decoder: &mut Decoder,
+    sampler: &mut Sampler,
+    limits: &Limits,
+    sink: &mut dyn FnMut(u32) -> ControlFlow<()>,
+) -> Result<Finish, EngineError> {
+    for left in (0..limits.max_tokens).rev() {
+        let token = sampler.pick(decoder.logits(), decoder.history(session))?;
         if limits.stop_tokens.contains(&token) {
             return Ok(Finish::StopToken(token));
         }
@@ -50,13 +62,15 @@ pub fn generate(
         if sampler.complete() {
             return Ok(Finish::Stopped);
         }
-        if made + 1 == limits.max_tokens {
+        if left == 0 {
             break;
         }
-        if session.tokens().len() == session.plan().knobs().context {
+        if decoder.history(session).len() == session.plan().knobs().context {
             return Ok(Finish::ContextFull);
         }
-        logits.copy_from_slice(session.step(&[token], 1)?);
+        if !decoder.accept(token) {
+            decoder.pass(session, token, left)?;
+        }
     }
     Ok(Finish::Length)
 }

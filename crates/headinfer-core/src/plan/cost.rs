@@ -218,7 +218,8 @@ impl Plan {
                 attention(spec, all, seen).attention_flop * (1.0 - by_cpu / spec.kv_heads as f64);
             total.out_bytes += on_host * step.rows as f64 * row;
             total.in_bytes += (on_host - by_cpu) * past as f64 * row;
-            total.host_bytes += by_cpu * past as f64 * row;
+            let own = if past > 0 { step.split_end() - step.past } else { 0 };
+            total.host_bytes += by_cpu * (past + own) as f64 * row;
             let at_own = on_host * step.rows as f64 + (on_host - by_cpu) * past as f64;
             total.device_bytes += (resident * (step.past + step.rows) as f64 + at_own) * row;
         }

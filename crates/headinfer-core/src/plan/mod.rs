@@ -102,6 +102,14 @@ impl Plan {
         }
     }
 
+    /// Rows that the CPU attends to with a tile of its heads: those of the past, and with the last tile the own rows that
+    /// belong to the split which the past ends in.
+    pub fn host_rows(&self, step: &Step, tile: usize) -> Range<usize> {
+        let first = tile * self.knobs().tile;
+        let end = first + self.tile_rows(step, tile);
+        first..if end == step.past { step.split_end() } else { end }
+    }
+
     /// KV heads of a layer in groups of at most `heads_per_group`.
     pub fn groups(&self, heads: Heads) -> impl Iterator<Item = Heads> + use<> {
         let size = self.knobs().heads_per_group;

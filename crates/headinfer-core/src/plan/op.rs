@@ -2,6 +2,7 @@
 //!
 //! An op holds ids and row ranges, never pointers or sizes; `operands` turns one into bytes.
 
+use super::layout::SPLIT;
 use std::ops::Range;
 
 /// A queue of commands that run in order. Lanes run beside one another; only events order them.
@@ -256,4 +257,12 @@ pub struct Step {
     pub rows: usize,
     /// Logits are computed for this many of the last rows.
     pub logit_rows: usize,
+}
+
+impl Step {
+    /// Position at which a step of a few rows leaves the split that its past ends in: own rows before it belong to
+    /// that split, for all rows but the last are past to some other.
+    pub fn split_end(&self) -> usize {
+        self.past.next_multiple_of(SPLIT).min(self.past + self.rows - 1)
+    }
 }

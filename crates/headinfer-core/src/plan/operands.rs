@@ -505,8 +505,9 @@ impl Addresses<'_> {
             o.read(Role::HostQuery, self.host_query(layer, head));
         }
         for tile in self.plan.visible_tiles(self.step, layer) {
+            let rows = self.plan.host_rows(self.step, tile);
             for head in heads.iter() {
-                for (k, v) in self.stored(layer, head, self.tile(tile)) {
+                for (k, v) in self.stored(layer, head, rows.clone()) {
                     o.read(Role::Key, k);
                     o.read(Role::Value, v);
                 }

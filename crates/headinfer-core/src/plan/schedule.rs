@@ -89,9 +89,13 @@ impl<'a> Builder<'a> {
         let by_host = !host.is_empty() && !self.plan.visible_tiles(&self.step, layer).is_empty();
         if on_host {
             let projected = self.compute_signal(Op::Project { layer }, evicted.as_slice());
-            self.evicted = Some(self.signal(Lane::Out, Op::Evict { layer }, &[projected]));
+            let evicted = self.signal(Lane::Out, Op::Evict { layer }, &[projected]);
+            self.evicted = Some(evicted);
+            // The split that the past ends in goes on with own rows, which the host must have by then.
+            let own = self.step.split_end() > self.step.past;
+            let ready = if own { evicted } else { projected };
             let host_done =
-                by_host.then(|| self.signal(Lane::Host, Op::AttendHost { layer, heads: host }, &[projected]));
+                by_host.then(|| self.signal(Lane::Host, Op::AttendHost { layer, heads: host }, &[ready]));
             self.attention(layer, host_done);
         } else {
             self.compute(Op::Project { layer }, &[]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use headinfer_core::cpu::CpuOptions;
 use headinfer_core::engine::generate::{Finish, Limits, generate};
 use headinfer_core::engine::sample::{Sampler, Sampling};
-use headinfer_core::engine::{EngineError, Progress, Session};
+use headinfer_core::engine::{Decoder, EngineError, Progress, Session};
 use headinfer_core::model::random::random_weights;
 use headinfer_core::plan::{DeviceKind, Lane, Overrides, PlacementMode, Plan};
 use headinfer_core::trace::Trace;
@@ -84,13 +84,17 @@ fn generation_stops_where_it_should() {
     let mut session = session(120);
     let logits = logits(&mut session, &ids(50), 1);
     let sampler = || Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, 97);
+    let generate = |session: &mut Session, limits: &Limits, keep: &mut dyn FnMut(u32) -> ControlFlow<()>| {
+        let mut decoder = Decoder::plain(session, &logits);
+        generate(session, &mut decoder, &mut sampler(), limits, keep).unwrap()
+    };
     let mut made = Vec::new();
     let mut limits = Limits { max_tokens: 8, stop_tokens: Vec::new() };
     let mut keep = |t| {
         made.push(t);
         ControlFlow::Continue(())
     };
-    assert_eq!(generate(&mut session, &logits, &mut sampler(), &limits, &mut keep).unwrap(), Finish::Length);
+    assert_eq!(generate(&mut session, &limits, &mut keep), Finish::Length);
     assert_eq!(made.len(), 8);
     session.rewind(50);
     limits.stop_tokens = vec![made[2]];
@@ -100,12 +104,11 @@ fn generation_stops_where_it_should() {
         again.push(t);
         ControlFlow::Continue(())
     };
-    let finish = generate(&mut session, &logits, &mut sampler(), &limits, &mut keep).unwrap();
+    let finish = generate(&mut session, &limits, &mut keep);
     assert_eq!((finish, again.as_slice()), (Finish::StopToken(made[2]), &made[..first]));
     session.rewind(50);
     limits = Limits { max_tokens: 1000, stop_tokens: Vec::new() };
-    let finish =
-        generate(&mut session, &logits, &mut sampler(), &limits, &mut |_| ControlFlow::Continue(())).unwrap();
+    let finish = generate(&mut session, &limits, &mut |_| ControlFlow::Continue(()));
     assert_eq!(finish, Finish::ContextFull);
     assert_eq!(session.tokens().len(), 120);
 }

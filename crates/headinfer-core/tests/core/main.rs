@@ -3,6 +3,7 @@
 
 mod engine;
 mod golden;
+mod guess;
 mod niah;
 mod overlap;
 mod placement;

@@ -39,6 +39,10 @@ impl Backend for Checked {
         self.inner.numerics()
     }
 
+    fn rows_alike(&self) -> usize {
+        self.inner.rows_alike()
+    }
+
     fn stats(&self) -> Stats {
         self.inner.stats()
     }

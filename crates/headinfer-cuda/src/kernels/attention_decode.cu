@@ -5,6 +5,9 @@
 // second kernel folds the splits into the carried state, again in order: no bit depends on how splits were spread
 // over launches, tiles or ring slots.
 //
+// A row has the bits that it would have in a step of its own: all keys before it are the past piece, own rows of the
+// step too, which are read where they lie; itself alone is the own piece.
+//
 // K and V go from memory to registers as 16 bytes a lane. The order of a head's elements within a product is free as
 // long as both sides agree, so lane t of a quad takes eight neighbouring dimensions of K (and Q) where the fragment
 // has pairs, and V's columns are dealt out so that a lane's eight neighbours are eight columns of the output.
@@ -38,8 +41,34 @@ __device__ __forceinline__ Split split_of(const AttendParams &p, u64 index) {
     return split;
 }
 
+// 64 keys (or values) of which those past the first `old` are own rows of the step. Both are counted from the first.
+struct Rows {
+    const bf16 *past, *own;
+    int old;
+
+    __device__ __forceinline__ const bf16 *at(int key) const { return (key < old ? past : own) + (i64)key * HEAD_DIM; }
+};
+
+__device__ __forceinline__ Rows rows_of(const AttendParams &p, const bf16 *past, const bf16 *own, u64 start) {
+    Rows rows;
+    rows.past = past + (i64)(start - p.past_from) * HEAD_DIM;
+    rows.own = own + ((i64)start - (i64)p.q_start) * HEAD_DIM;
+    rows.old = start < p.q_start ? (int)least(p.q_start - start, KEYS) : 0;
+    return rows;
+}
+
+// Keys of 64 that a row sees: of the past piece those before it, of the own piece itself.
+__device__ __forceinline__ Visible seen_of(const AttendParams &p, u32 row, bool past, u64 start, int count) {
+    u64 position = position_of(p, row), first = past ? first_visible(p, position) : position;
+    u64 end = past ? position : position + 1;
+    Visible v;
+    v.from = first > start ? (int)least(first - start, KEYS) : 0;
+    v.to = end > start ? (int)least(end - start, (u64)count) : 0;
+    return v;
+}
+
 // scores of 16 rows by 64 keys. Fragment k-slots hold dimensions 8t, 8t+1 | 8t+2, 8t+3 of a chunk, then 8t+4 … 8t+7.
-__device__ __forceinline__ void scores(float (&s)[8][4], const bf16 *low, const bf16 *high, const bf16 *keys, int count) {
+__device__ __forceinline__ void scores(float (&s)[8][4], const bf16 *low, const bf16 *high, const Rows &keys, int count) {
     int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     uint4 q_low[CHUNKS], q_high[CHUNKS];
 #pragma unroll
@@ -56,7 +85,7 @@ __device__ __forceinline__ void scores(float (&s)[8][4], const bf16 *low, const 
 #pragma unroll
         for (int c = 0; c < CHUNKS; c++) {
             int column = c * 32 + t * 8;
-            uint4 k = load_or_zero(keys + (u64)key * HEAD_DIM + column, key < count && column < HEAD_DIM);
+            uint4 k = load_or_zero(keys.at(key) + column, key < count && column < HEAD_DIM);
             mma(s[j], q_low[c].x, q_high[c].x, q_low[c].y, q_high[c].y, k.x, k.y);
             mma(s[j], q_low[c].z, q_high[c].z, q_low[c].w, q_high[c].w, k.z, k.w);
         }
@@ -91,7 +120,7 @@ __device__ __forceinline__ u32 lower_halves(u32 a, u32 b) { return __byte_perm(a
 __device__ __forceinline__ u32 upper_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
 
 // acc += weights · V over 64 keys. Tile band * 8 + j of acc: column x is dimension band * 64 + x * 8 + j.
-__device__ __forceinline__ void weigh(float (&acc)[BANDS * 8][4], const float (&s)[8][4], const bf16 *values, int count) {
+__device__ __forceinline__ void weigh(float (&acc)[BANDS * 8][4], const float (&s)[8][4], const Rows &values, int count) {
     int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
@@ -106,8 +135,7 @@ __device__ __forceinline__ void weigh(float (&acc)[BANDS * 8][4], const float (&
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int at = key + (i & 1) + (i >> 1) * 8;
-                const bf16 *from = values + (u64)at * HEAD_DIM + column;
-                uint4 x = load_or_zero(from, at < count && column < HEAD_DIM);
+                uint4 x = load_or_zero(values.at(at) + column, at < count && column < HEAD_DIM);
                 v[i][0] = x.x, v[i][1] = x.y, v[i][2] = x.z, v[i][3] = x.w;
             }
 #pragma unroll
@@ -180,20 +208,22 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, HEAD_DIM <= 64 ? 3 : 1)
     Split keys = split_of(p, (u64)p.first_split + split);
     u64 start = keys.from + (threadIdx.x >> 5) * KEYS;
     int count = start < keys.to ? (int)least(KEYS, keys.to - start) : 0;
-    u64 offset = (start - (keys.past ? p.past_from : p.own_from)) * HEAD_DIM;
+    u32 head = blockIdx.y;
     float max[2] = {NEG_INFINITY, NEG_INFINITY}, sum[2] = {0.0f, 0.0f};
     float s[8][4] = {};
     if (count > 0) {
-        const bf16 *q = p.query[blockIdx.y];
+        const bf16 *q = p.query[head];
         scores(s, q + (u64)clamp_row(p, row) * HEAD_DIM, q + (u64)clamp_row(p, row + 8) * HEAD_DIM,
-               (keys.past ? p.key : p.own_key)[blockIdx.y] + offset, count);
-        if (!covers(seen_by_all(p, tile_row, ROWS), start, count)) {
-            mask_scores(s, visible(p, row, start, count), visible(p, row + 8, start, count));
+               rows_of(p, p.key[head], p.own_key[head], start), count);
+        Range seen = seen_by_all(p, tile_row, ROWS);
+        seen.to--;
+        if (!keys.past || !covers(seen, start, count)) {
+            mask_scores(s, seen_of(p, row, keys.past, start, count), seen_of(p, row + 8, keys.past, start, count));
         }
         softmax(s, max, sum, p.scale_log2);
     }
     float acc[BANDS * 8][4] = {};
-    weigh(acc, s, (keys.past ? p.value : p.own_value)[blockIdx.y] + offset, count);
+    weigh(acc, s, rows_of(p, p.value[head], p.own_value[head], start), count);
     share(shared, max, sum, acc);
     __syncthreads();
     u64 partial = (u64)p.rows * (HEAD_DIM + 2);

@@ -1,5 +1,6 @@
 // Products of a few rows: y = x · wᵀ with w [out, inner] read once, at the rate of the device's memory. A warp takes
-// OUTPUTS neighbouring outputs; its lanes take 16 bytes of w in turn, so that each output's sum has one order.
+// OUTPUTS neighbouring outputs; its lanes take 16 bytes of w in turn, so that each output's sum has one order, whatever
+// the number of rows.
 
 #define WARPS 8
 #define OUTPUTS 2
@@ -16,6 +17,7 @@ struct ProductParams {
     u32 from_stride; // a multiple of 8
     u32 to_stride;
     u32 output; // 0: bf16, 1: f32, 2: added to f32
+    u32 rows;
 };
 
 // Weights pass the first cache by, which x needs. Volatile, or the compiler puts each load beside its use.
@@ -45,6 +47,14 @@ __device__ __forceinline__ void store(const ProductParams &p, u64 at, float sum)
     }
 }
 
+// Up to here there is a kernel for each number of rows.
+#define EXACT 4
+
+// Rows past the last are the last again, and not stored.
+template <int ROWS> __device__ __forceinline__ const bf16 *row_of(const ProductParams &p, int r) {
+    return p.from + (u64)(ROWS > EXACT ? min((u32)r, p.rows - 1) : r) * p.from_stride;
+}
+
 template <int ROWS> __device__ __forceinline__ void product(const ProductParams &p) {
     u32 lane = threadIdx.x & 31;
     u32 first = (blockIdx.x * WARPS + (threadIdx.x >> 5)) * OUTPUTS;
@@ -65,8 +75,7 @@ template <int ROWS> __device__ __forceinline__ void product(const ProductParams 
         for (int u = 0; u < UNROLL; u++)
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
-                const bf16 *from = p.from + (u64)r * p.from_stride + k + u * WARP_ELEMENTS;
-                uint4 x = *(const uint4 *)from;
+                uint4 x = *(const uint4 *)(row_of<ROWS>(p, r) + k + u * WARP_ELEMENTS);
 #pragma unroll
                 for (int j = 0; j < OUTPUTS; j++) add_products(sums[j][r], w[u][j], x);
             }
@@ -74,7 +83,7 @@ template <int ROWS> __device__ __forceinline__ void product(const ProductParams 
     for (u32 k = base + lane * LANE_ELEMENTS; k < p.inner; k += WARP_ELEMENTS)
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            uint4 x = *(const uint4 *)(p.from + (u64)r * p.from_stride + k);
+            uint4 x = *(const uint4 *)(row_of<ROWS>(p, r) + k);
 #pragma unroll
             for (int j = 0; j < OUTPUTS; j++) add_products(sums[j][r], load_weight(weight[j] + k), x);
         }
@@ -83,12 +92,16 @@ template <int ROWS> __device__ __forceinline__ void product(const ProductParams 
 #pragma unroll
         for (int j = 0; j < OUTPUTS; j++) {
             float sum = warp_sum(sums[j][r][0] + sums[j][r][1]);
-            if (lane == 0 && first + j < p.out) store(p, (u64)r * p.to_stride + first + j, sum);
+            if (lane == 0 && first + j < p.out && (ROWS <= EXACT || r < p.rows)) store(p, (u64)r * p.to_stride + first + j, sum);
         }
 }
 
-// One for each number of rows: a warp's sums are registers.
-extern "C" __global__ void __launch_bounds__(32 * WARPS) product_1(const ProductParams p) { product<1>(p); }
-extern "C" __global__ void __launch_bounds__(32 * WARPS) product_2(const ProductParams p) { product<2>(p); }
-extern "C" __global__ void __launch_bounds__(32 * WARPS) product_3(const ProductParams p) { product<3>(p); }
-extern "C" __global__ void __launch_bounds__(32 * WARPS) product_4(const ProductParams p) { product<4>(p); }
+// For up to so many rows: a warp's sums are registers.
+#define PRODUCT(ROWS) \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS) product_##ROWS(const ProductParams p) { product<ROWS>(p); }
+PRODUCT(1)
+PRODUCT(2)
+PRODUCT(3)
+PRODUCT(4)
+PRODUCT(8)
+PRODUCT(16)

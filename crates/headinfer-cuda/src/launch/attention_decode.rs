@@ -1,7 +1,7 @@
 //! Decode attention: splits in waves, each followed by folding it into the carried state.
 
 use cudarc::driver::sys::CUstream;
-use headinfer_core::plan::{BLOCK, SPLIT};
+use headinfer_core::plan::{BLOCK, SPLIT, Step};
 
 use super::attention_prefill::Attention;
 use super::{Kernels, Spread, launch};
@@ -19,13 +19,14 @@ pub(super) fn shared_bytes(head_dim: usize) -> u32 {
 }
 
 impl Kernels {
-    /// Few rows. `partials` holds `floats` f32: what is in flight at once follows from it, the result does not.
+    /// Few rows, each of which gets the bits that it would have in a step of its own. `partials` holds `floats` f32: what is in flight at once follows from it, the result does not.
     pub(crate) fn attention_decode(
         &self,
         stream: CUstream,
         a: &Attention<'_>,
         (partials, floats): (Pointer, u64),
     ) -> Result<(), CudaError> {
+        let a = &Attention { past: a.before(), own: a.own.clone(), ..*a };
         let mut params = a.params(self.head_dim);
         let heads = a.heads.len();
         let per_split = heads as u64 * u64::from(params.rest.rows) * (self.head_dim as u64 + 2);
@@ -57,6 +58,17 @@ impl Kernels {
 }
 
 impl Attention<'_> {
+    /// Positions that are past to some row: own rows too, but for the last. Without a past here, those before the end
+    /// of the split that it ends in were attended to with it.
+    fn before(&self) -> std::ops::Range<usize> {
+        if self.own.is_empty() {
+            return self.past.clone();
+        }
+        let step = Step { past: self.q_start, rows: self.tokens, logit_rows: 0 };
+        let from = if self.past.is_empty() { step.split_end() } else { self.past.start };
+        from..step.past + step.rows - 1
+    }
+
     /// Splits of both pieces, the past's first, without those before the window of every row.
     fn visible_splits(&self) -> std::ops::Range<usize> {
         let count = |piece: &std::ops::Range<usize>| match piece.is_empty() {

@@ -36,7 +36,7 @@ pub(crate) struct Kernels {
     embed: CUfunction,
     rope_table: CUfunction,
     rms_norm: CUfunction,
-    products: [CUfunction; product::ROWS_MAX],
+    products: Vec<CUfunction>,
     project: CUfunction,
     swiglu: CUfunction,
     add_bias: CUfunction,
@@ -82,12 +82,10 @@ impl Kernels {
             embed: modules.function("embed", 0)?,
             rope_table: modules.function("rope_table", 0)?,
             rms_norm: modules.function("rms_norm", 0)?,
-            products: [
-                modules.function("product_1", 0)?,
-                modules.function("product_2", 0)?,
-                modules.function("product_3", 0)?,
-                modules.function("product_4", 0)?,
-            ],
+            products: product::ROWS
+                .map(|rows| modules.function(&format!("product_{rows}"), 0))
+                .into_iter()
+                .collect::<Result<Vec<_>, _>>()?,
             project: modules.function("project", 0)?,
             swiglu: modules.function("swiglu", 0)?,
             add_bias: modules.function("add_bias", 0)?,

@@ -7,8 +7,10 @@ use crate::arena::Pointer;
 use crate::error::CudaError;
 use crate::gemm::{Output, Shape};
 
-/// Rows of x at most: one kernel for each number.
-pub(super) const ROWS_MAX: usize = 4;
+/// Rows of x that the kernels are made for, in order.
+pub(super) const ROWS: [usize; 6] = [1, 2, 3, 4, 8, 16];
+/// Rows of x at most: a row has the same bits among as many.
+pub(crate) const ROWS_MAX: usize = ROWS[ROWS.len() - 1];
 const WARPS: u32 = 8;
 /// Outputs of a warp.
 const OUTPUTS: u32 = 2;
@@ -23,6 +25,7 @@ struct ProductParams {
     from_stride: u32,
     to_stride: u32,
     output: u32,
+    rows: u32,
 }
 
 /// Whether a product has few enough rows, and rows that begin at multiples of 16 bytes. Of the shape alone, so that a
@@ -62,10 +65,12 @@ impl Kernels {
                 Output::F32 => 1,
                 Output::Accumulate => 2,
             },
+            rows: shape.rows as u32,
         };
+        let kernel = ROWS.partition_point(|rows| *rows < shape.rows);
         let grid = (blocks(shape.out as u64, WARPS * OUTPUTS), 1);
         let spread = Spread { grid, block: 32 * WARPS, shared: 0 };
         // SAFETY: the kernel's layout; the addresses are the op's spans, of the sizes that the shape says.
-        unsafe { launch(self.products[shape.rows - 1], &spread, stream, "product", &mut params) }
+        unsafe { launch(self.products[kernel], &spread, stream, "product", &mut params) }
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of the CUDA backend: one binary, which says what it skips on a machine without a GPU.
 #![allow(missing_docs, clippy::unwrap_used)] // tests speak by their names, and may panic
 
+mod alike;
 mod host;
 mod kernels;
 mod large;

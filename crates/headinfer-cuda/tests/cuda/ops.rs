@@ -6,8 +6,8 @@ use headinfer_core::backend::Backend;
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::plan::{
-    Access, DeviceKind, Heads, Lane, Memory, Op, Overrides, Part, Plan, Request, Role, Span, Step,
-    WeightsMode,
+    Access, DECODE_ROWS, DeviceKind, Heads, Lane, Memory, Op, Overrides, Part, Plan, Request, Role, Span,
+    Step, WeightsMode,
 };
 use headinfer_cuda::{Cuda, CudaOptions, Hopper, PrefillKernel, Tiling, probe};
 
@@ -54,7 +54,8 @@ fn random_case(draw: &mut Draw, size: f64) -> Case {
     let keys = per_head(draw, step.past + rows);
     let values = per_head(draw, step.past + rows);
     let queries = per_head(draw, rows * spec.group());
-    let own_with_last = draw.below(4) > 0;
+    // With few rows those of the split that the past ends in are attended to together.
+    let own_with_last = (2..=DECODE_ROWS).contains(&rows) || draw.below(4) > 0;
     Case { spec, plan, step, resident, own_with_last, keys, values, queries }
 }
 

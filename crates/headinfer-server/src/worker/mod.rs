@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use headinfer_core::engine::Session;
+use headinfer_core::engine::guess::Speculation;
 use headinfer_core::store::Trail;
 use headinfer_core::text::Tokenizer;
 use thiserror::Error;
@@ -30,11 +31,13 @@ pub struct EngineOptions {
     pub slots: usize,
     /// Requests that may wait for a slot; further ones are refused with 429.
     pub queue: usize,
+    /// Guesses that decode takes along; they change no answer.
+    pub speculation: Speculation,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { slots: 2, queue: 64 }
+        Self { slots: 2, queue: 64, speculation: Speculation::Auto }
     }
 }
 

@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_job_that_is_refused_takes_nobodys_place() {
-        let shared = Shared::new(EngineOptions { slots: 1, queue: 1 });
+        let shared = Shared::new(EngineOptions { slots: 1, queue: 1, ..EngineOptions::default() });
         shared.enter(State::Ready { context: 8, vocab: 8 });
         let (first, feed) = job(Some("name"));
         shared.submit(first).unwrap();

@@ -1,9 +1,11 @@
-//! A session and the job that has it: one turn is a chunk of prefill, an interval brought back from the disk or one token.
+//! A session and the job that has it: one turn is a chunk of prefill, an interval brought back from the disk or one
+//! pass of decode: a token, and more where what follows was guessed.
 
 use std::time::{Duration, Instant};
 
+use headinfer_core::engine::guess::{Counts, Speculation};
 use headinfer_core::engine::sample::Sampler;
-use headinfer_core::engine::{EngineError, Session};
+use headinfer_core::engine::{Decoder, EngineError, Session};
 use headinfer_core::store::{Kept, Store, Trail};
 use headinfer_core::text::Tokenizer;
 
@@ -21,8 +23,7 @@ pub(super) struct Slot<'t> {
     kept: Kept,
     /// Nothing can be done until the disk is done with something.
     waits: bool,
-    /// f32 `[vocab]`.
-    logits: Vec<f32>,
+    speculation: Speculation,
     task: Option<Task<'t>>,
     last_used: Option<Instant>,
 }
@@ -38,6 +39,10 @@ struct Task<'t> {
     output: Output<'t>,
     stage: Stage,
     made: usize,
+    /// From the prompt's last logits on.
+    decoder: Option<Decoder>,
+    /// What the decoder had counted when it was last looked at.
+    counted: Counts,
 }
 
 /// What a job does in its turns, in this order.
@@ -55,9 +60,9 @@ enum Stage {
 }
 
 impl<'t> Slot<'t> {
-    pub(super) fn new(Opened { session, trail }: Opened) -> Self {
-        let (logits, kept) = (vec![0.0; session.plan().spec.vocab], Kept::default());
-        Self { session, trail, kept, waits: false, logits, task: None, last_used: None }
+    pub(super) fn new(Opened { session, trail }: Opened, speculation: Speculation) -> Self {
+        let kept = Kept::default();
+        Self { session, trail, kept, waits: false, speculation, task: None, last_used: None }
     }
 
     pub(super) fn store(&self) -> Option<&Store> {
@@ -73,7 +78,7 @@ impl<'t> Slot<'t> {
     }
 
     pub(super) fn vocab(&self) -> usize {
-        self.logits.len()
+        self.session.plan().spec.vocab
     }
 
     /// Most tokens that can be reused.
@@ -161,7 +166,18 @@ impl<'t> Slot<'t> {
         counters.began(job.ids.len(), cached);
         let sampler = Sampler::new(job.sampling.clone(), self.vocab()).masked(job.mask.take());
         let output = Output::new(tokenizer.detokenizer(), job.stops.clone());
-        let task = Task { job, cached, begun: Instant::now(), spent, sampler, output, stage, made: 0 };
+        let task = Task {
+            job,
+            cached,
+            begun: Instant::now(),
+            spent,
+            sampler,
+            output,
+            stage,
+            made: 0,
+            decoder: None,
+            counted: Counts::default(),
+        };
         task.progress(cached);
         self.task = Some(task);
         self.waits = false;
@@ -176,7 +192,7 @@ impl<'t> Slot<'t> {
         Some(task.job)
     }
 
-    /// A chunk or a token of the job at work. When it was the last, the job and its last event, to be told as after
+    /// A chunk or a pass of the job at work. When it was the last, the job and its last event, to be told as after
     /// [`Slot::end`].
     ///
     /// # Errors
@@ -188,16 +204,10 @@ impl<'t> Slot<'t> {
             Stage::Spill => self.spill().map(|()| false)?,
             Stage::Restore => self.restore(counters).map(|()| false)?,
             Stage::Prefill => self.prefill()?,
-            Stage::Decode { last } => {
-                self.logits.copy_from_slice(self.session.step(&[last], 1)?);
-                true
-            }
+            Stage::Decode { last } => self.pass(last)?,
         };
         let Some(task) = &mut self.task else { return Ok(None) };
-        let reason = match sampled {
-            true => task.advance(&self.logits, self.session.tokens(), counters)?,
-            false => None,
-        };
+        let reason = if sampled { task.advance_all(&mut self.session, counters)? } else { None };
         task.spent += begun.elapsed();
         let Some((reason, task)) = reason.zip(self.task.take_if(|_| reason.is_some())) else {
             return Ok(None);
@@ -246,13 +256,21 @@ impl<'t> Slot<'t> {
         let ids = &task.job.ids[past..task.job.ids.len().min(past + chunk)];
         let done = past + ids.len();
         let last = done == task.job.ids.len();
-        let logits = self.session.step(ids, usize::from(last))?;
-        if last {
-            self.logits.copy_from_slice(logits);
-        }
+        let logits = self.session.step(ids, usize::from(last))?.to_vec();
         task.progress(done);
         self.keep()?;
+        if let Some(task) = self.task.as_mut().filter(|_| last) {
+            task.decoder = Some(Decoder::new(&self.session, &logits, self.speculation));
+        }
         Ok(last)
+    }
+
+    /// Takes in the token that was generated last, and guesses; whether there are logits.
+    fn pass(&mut self, last: u32) -> Result<bool, EngineError> {
+        let Some(task) = &mut self.task else { return Ok(false) };
+        let Some(decoder) = &mut task.decoder else { return Ok(false) };
+        decoder.pass(&mut self.session, last, task.job.max_tokens - task.made)?;
+        Ok(true)
     }
 
     /// Gives the disk what is new, if it has time. A copy is waited for, the disk never.
@@ -311,6 +329,28 @@ impl<'t> Slot<'t> {
 }
 
 impl Task<'_> {
+    /// Chooses tokens as far as the last pass reaches. Between turns the session holds no guesses.
+    fn advance_all(
+        &mut self,
+        session: &mut Session,
+        counters: &Counters,
+    ) -> Result<Option<FinishReason>, EngineError> {
+        let Some(mut decoder) = self.decoder.take() else { return Ok(None) };
+        let mut chosen = Ok(None);
+        while let Ok(None) = chosen {
+            chosen = self.advance(decoder.logits(), decoder.history(session), counters);
+            let Stage::Decode { last } = self.stage else { break };
+            if !matches!(chosen, Ok(None)) || !decoder.accept(last) {
+                break;
+            }
+        }
+        decoder.settle(session);
+        let counts = decoder.counts();
+        counters.guessed(counts.since(self.counted));
+        (self.decoder, self.counted) = (Some(decoder), counts);
+        chosen
+    }
+
     /// Chooses the next token and shows what can be shown; why it was the last, if it was.
     fn advance(
         &mut self,

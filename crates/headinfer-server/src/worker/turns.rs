@@ -1,6 +1,6 @@
 //! The engine thread: who gets a slot, and whose turn it is.
 //!
-//! A turn is a chunk of prefill, an interval brought back from the disk or one token, and goes to the job that has had the
+//! A turn is a chunk of prefill, an interval brought back from the disk or one pass of decode, and goes to the job that has had the
 //! least engine time since it came. So a short request shares the engine with a long prefill from the next chunk on.
 
 use std::sync::Arc;
@@ -28,7 +28,9 @@ pub(super) fn run(
     let _guard = PanicGuard(shared);
     let opened: Result<Vec<Opened>, String> = (0..shared.options().slots).map(open).collect();
     let mut slots: Vec<Slot<'_>> = match opened {
-        Ok(opened) => opened.into_iter().map(Slot::new).collect(),
+        Ok(opened) => {
+            opened.into_iter().map(|opened| Slot::new(opened, shared.options().speculation)).collect()
+        }
         Err(why) => return shared.enter(State::Failed(why)),
     };
     for store in slots.iter().filter_map(Slot::store) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use headinfer_core::backend::{Backend, BackendError, Stats, Timed};
 use headinfer_core::cpu::Cpu;
 use headinfer_core::engine::Session;
+use headinfer_core::engine::guess::Speculation;
 use headinfer_core::plan::Schedule;
 use headinfer_core::store::Store;
 use headinfer_core::watch::Watch;
@@ -29,13 +30,16 @@ pub(crate) struct Setup {
     pub(crate) config: ServerConfig,
     /// What keeps the sessions.
     pub(crate) store: Option<Store>,
+    /// A pass takes so many guesses along; by default none, as tests count steps.
+    pub(crate) guesses: usize,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let mut config = ServerConfig { address: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
         config.drain = Duration::from_millis(100);
-        Self { slots: 2, queue: 64, context: 1024, template: model::TEMPLATE, config, store: None }
+        let template = model::TEMPLATE;
+        Self { slots: 2, queue: 64, context: 1024, template, config, store: None, guesses: 0 }
     }
 }
 
@@ -88,7 +92,11 @@ pub(crate) async fn start_loading(setup: Setup) -> House {
             None => session.into(),
         })
     };
-    let options = EngineOptions { slots: setup.slots, queue: setup.queue };
+    let options = EngineOptions {
+        slots: setup.slots,
+        queue: setup.queue,
+        speculation: Speculation::Fixed(setup.guesses),
+    };
     let tokenizer = model::tokenizer_of(setup.template);
     let engine = EngineHandle::start(options, tokenizer, open).expect("the engine starts");
     let served = ServedModel { id: "tiny".into(), end_tokens: vec![model::END] };
@@ -236,6 +244,10 @@ impl Backend for Gated {
 
     fn numerics(&self) -> Option<String> {
         self.inner.numerics()
+    }
+
+    fn rows_alike(&self) -> usize {
+        self.inner.rows_alike()
     }
 
     fn stats(&self) -> Stats {

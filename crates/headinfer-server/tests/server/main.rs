@@ -5,6 +5,7 @@ mod client;
 mod damaged;
 mod fairness;
 mod fuzz;
+mod guesses;
 mod house;
 mod limits;
 mod load;

@@ -7,9 +7,9 @@ use std::sync::{Arc, LazyLock};
 
 use headinfer_core::cpu::{Cpu, CpuOptions};
 use headinfer_core::dtype::DType;
-use headinfer_core::engine::Session;
 use headinfer_core::engine::generate::{Limits, generate};
 use headinfer_core::engine::sample::{Sampler, Sampling};
+use headinfer_core::engine::{Decoder, Session};
 use headinfer_core::model::ModelDigest;
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::rope::{Rope, RopeScaling};
@@ -130,7 +130,8 @@ pub(crate) fn alone(ids: &[u32], max_tokens: usize, sampling: Sampling) -> Vec<u
         made.push(token);
         ControlFlow::Continue(())
     };
-    generate(&mut session, &logits, &mut Sampler::new(sampling, VOCAB), &limits, &mut keep)
+    let mut decoder = Decoder::plain(&session, &logits);
+    generate(&mut session, &mut decoder, &mut Sampler::new(sampling, VOCAB), &limits, &mut keep)
         .expect("generates");
     made
 }

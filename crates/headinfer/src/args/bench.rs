@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use headinfer_core::units::parse_tokens;
 
-use super::{DeviceChoice, EngineArgs};
+use super::{DeviceChoice, EngineArgs, GuessArgs};
 
 /// Measure the engine, each figure beside the ceiling of this machine in the same run.
 #[derive(Debug, Args)]
@@ -105,7 +105,8 @@ pub(crate) struct PrefillArgs {
 #[command(after_help = "\
 Examples:
   headinfer bench decode -m random:small --context 128k --synthetic
-  headinfer bench decode -m random:small --context 16k -n 32 --placement offload")]
+  headinfer bench decode -m random:small --context 16k -n 32 --placement offload
+  headinfer bench decode -m builtin:retrieval --context 32k -n 128 --text quote")]
 pub(crate) struct DecodeArgs {
     #[command(flatten)]
     pub(crate) measure: MeasureArgs,
@@ -116,8 +117,18 @@ pub(crate) struct DecodeArgs {
     pub(crate) tokens: u32,
 
     /// Over a synthetic past of random K and V rather than a prefill.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "text")]
     pub(crate) synthetic: bool,
+
+    /// Greedy tokens after a text, without guesses and with them in turns: quote, own, or a file.
+    ///
+    /// `quote` and `own` are made for retrieval models: the first holds its answer word for word, apart from what it is
+    /// found from, and in the second nothing stands twice.
+    #[arg(long, value_name = "quote|own|FILE")]
+    pub(crate) text: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) guess: GuessArgs,
 }
 
 /// One prefill step over a synthetic past: which lane did what when, and how much of the copies was hidden.

@@ -29,7 +29,7 @@ pub(crate) use niah::NiahArgs;
 pub(crate) use plan::PlanArgs;
 pub(crate) use run::RunArgs;
 pub(crate) use serve::ServeArgs;
-pub(crate) use shared::{DeviceChoice, EngineArgs, HostHeads, ModelArg, StoreArgs};
+pub(crate) use shared::{DeviceChoice, EngineArgs, GuessArgs, HostHeads, ModelArg, StoreArgs};
 
 /// Exact long-context LLM inference on one small GPU, or none.
 #[derive(Debug, Parser)]

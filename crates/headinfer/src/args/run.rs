@@ -6,7 +6,7 @@ use clap::Args;
 use headinfer_core::engine::sample::Sampling;
 use headinfer_core::units::parse_tokens;
 
-use super::{EngineArgs, ModelArg, StoreArgs};
+use super::{EngineArgs, GuessArgs, ModelArg, StoreArgs};
 
 /// Continue a text: prefill it and generate.
 #[derive(Debug, Args)]
@@ -58,6 +58,9 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub(crate) guess: GuessArgs,
 
     #[command(flatten)]
     pub(crate) store: StoreArgs,

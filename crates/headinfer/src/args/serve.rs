@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use clap::Args;
 use headinfer_core::units::parse_tokens;
 
-use super::{EngineArgs, ModelArg, StoreArgs};
+use super::{EngineArgs, GuessArgs, ModelArg, StoreArgs};
 
 /// Serve a model over OpenAI-compatible HTTP.
 #[derive(Debug, Args)]
@@ -59,6 +59,9 @@ pub(crate) struct ServeArgs {
     #[arg(short, long, value_name = "N", value_parser = parse_tokens, env = "HEADINFER_CONTEXT")]
     #[arg(hide_env_values = true)]
     pub(crate) context: Option<usize>,
+
+    #[command(flatten)]
+    pub(crate) guess: GuessArgs,
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,

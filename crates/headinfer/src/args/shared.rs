@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use headinfer_core::plan::{PlacementMode, WeightsMode};
+use headinfer_core::engine::guess::Speculation;
+use headinfer_core::plan::{DECODE_ROWS, PlacementMode, WeightsMode};
 use headinfer_core::units::{Bytes, parse_bytes, parse_tokens};
 
 /// Which model.
@@ -109,6 +110,29 @@ fn host_heads(text: &str) -> Result<HostHeads, String> {
         _ => {
             text.parse().map(HostHeads::Count).map_err(|_| format!("'{text}' is neither a number nor `auto`"))
         }
+    }
+}
+
+/// Whether tokens are guessed.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Decode")]
+pub(crate) struct GuessArgs {
+    /// Guess tokens from what the text says elsewhere, and check several in one pass: auto, off, or up to N a pass.
+    ///
+    /// It changes no token and no logit. Auto takes as many guesses as pay, by how often they were right and what rows
+    /// cost: many where a pass is bound by the KV it reads and the text quotes itself, none where they are wrong.
+    #[arg(long, value_name = "auto|off|N", value_parser = speculation, default_value = "auto")]
+    #[arg(env = "HEADINFER_SPECULATE", hide_env_values = true)]
+    pub(crate) speculate: Speculation,
+}
+
+fn speculation(text: &str) -> Result<Speculation, String> {
+    const MOST: usize = DECODE_ROWS - 1;
+    match (text, text.parse()) {
+        ("auto", _) => Ok(Speculation::Auto),
+        ("off", _) => Ok(Speculation::Off),
+        (_, Ok(guesses)) if (1..=MOST).contains(&guesses) => Ok(Speculation::Fixed(guesses)),
+        _ => Err(format!("write auto, off, or a number of guesses within 1..={MOST}")),
     }
 }
 

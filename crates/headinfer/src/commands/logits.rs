@@ -3,9 +3,9 @@
 use std::io::{self, Write as _};
 
 use anyhow::Result;
-use headinfer_core::engine::Session;
 use headinfer_core::engine::generate::{Limits, generate};
 use headinfer_core::engine::sample::{Sampler, Sampling};
+use headinfer_core::engine::{Decoder, Session};
 use headinfer_core::units::MIB;
 use serde_json::json;
 
@@ -107,7 +107,8 @@ fn continue_greedily(session: &mut Session, last: &[f32], count: usize) -> Resul
     let mut sampler = Sampler::new(Sampling::default(), last.len());
     let limits = Limits { max_tokens: count, stop_tokens: Vec::new() };
     let mut made = Vec::new();
-    generate(session, last, &mut sampler, &limits, &mut |id| {
+    let mut decoder = Decoder::plain(session, last);
+    generate(session, &mut decoder, &mut sampler, &limits, &mut |id| {
         made.push(id);
         interrupt::flow()
     })?;

@@ -39,7 +39,11 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let _cooperative = interrupt::cooperative();
     let asked = shutdown.clone();
     interrupt::tell(move || asked.request());
-    let options = EngineOptions { slots: usize::from(args.parallel), queue: usize::from(args.queue) };
+    let options = EngineOptions {
+        slots: usize::from(args.parallel),
+        queue: usize::from(args.queue),
+        speculation: args.guess.speculate,
+    };
     let mut opener = Opener {
         model,
         plan,

@@ -120,6 +120,27 @@ fn overlap_writes_a_trace_of_every_lane() {
 }
 
 #[test]
+fn guesses_are_measured_on_a_text_that_quotes_itself_and_on_one_that_does_not() {
+    let line = "bench decode -m builtin:retrieval --device cpu -c 600 -n 40 --json --speculate 15 --text";
+    let run = |text: &str| run(&format!("{line} {text}")).json();
+    let (quote, own) = (run("quote"), run("own"));
+    for report in [&quote, &own] {
+        assert_eq!((&report["identical"], &report["tokens"]), (&true.into(), &40.into()));
+        assert_eq!((&report["plain"]["passes"], &report["context"]), (&39.into(), &600.into()));
+        for of in ["plain", "guessing"] {
+            assert!(report[of]["tokens_per_s"].as_f64().unwrap() > 0.0, "{report}");
+        }
+    }
+    assert!(quote["guessing"]["tokens_per_pass"].as_f64().unwrap() > 5.0, "{quote}");
+    assert_eq!(own["guessing"]["accepted_tokens"], 0);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("words.txt");
+    std::fs::write(&file, "anything ".repeat(80)).unwrap();
+    let of_file = run(file.to_str().unwrap());
+    assert_eq!((&of_file["identical"], of_file["past"].as_u64()), (&true.into(), Some(81)));
+}
+
+#[test]
 fn attention_on_the_cpu_is_measured_against_its_ceilings() {
     let report = run("bench attention --device cpu --head-dim 32 --json").json();
     let rows = report["rows"].as_array().unwrap();
@@ -150,6 +171,7 @@ fn what_cannot_be_measured_is_refused() {
     let tiny = "-m random:tiny --device cpu";
     run(&format!("bench prefill {tiny} -c 100 --at 100")).fails(2, &["--at 100", "--context 100"]);
     run(&format!("bench decode {tiny} -c 16 -n 16")).fails(2, &["16 tokens leave no past"]);
+    run(&format!("bench decode {tiny} -c 160 -n 16 --text quote")).fails(2, &["--text quote", "retrieval"]);
     run(&format!("bench overlap {tiny} -c 100")).fails(2, &["no past to fetch", "hint: "]);
     run("bench memory -c 0").fails(2, &["--context 0"]);
     run("bench memory -c 1k --plot /nonexistent/x.svg").fails(1, &["cannot write /nonexistent/x.svg"]);

@@ -34,7 +34,11 @@ fn answer() -> [String; 2] {
 /// `run -m builtin:retrieval` with further arguments and an input.
 fn ask(arguments: &[&str], stdin: &str) -> Ran {
     let mut command = headinfer();
-    command.args(["run", "-m", "builtin:retrieval", "--device", "cpu", "-n", "2"]).args(arguments);
+    command.args(["run", "-m", "builtin:retrieval", "--device", "cpu"]);
+    if !arguments.contains(&"-n") {
+        command.args(["-n", "2"]);
+    }
+    command.args(arguments);
     Ran::of(command.write_stdin(stdin))
 }
 
@@ -215,4 +219,28 @@ fn the_trained_model_goes_on_from_held_out_text_the_same_wherever_its_cache_is()
     assert_eq!(resident["text"], offload["text"]);
     assert_eq!(resident["ids"], offload["ids"]);
     assert!(!resident["text"].as_str().unwrap().trim().is_empty());
+}
+
+#[test]
+fn guesses_change_nothing_but_the_number_of_passes() {
+    // A ring of two needles: the text goes round in it, and says what it said before.
+    let ring = haystack() + &format!("{} {} ", word(RETRIEVAL.key(7)), word(RETRIEVAL.value(3)));
+    let run = |speculate: &str| {
+        let flags = ["-n", "40", "--json", "--speculate", speculate];
+        ask(&flags[..], &(ring.clone() + &question())).json()
+    };
+    let (off, on, auto) = (run("off"), run("15"), run("auto"));
+    for other in [&on, &auto] {
+        assert_eq!((&other["ids"], &other["text"]), (&off["ids"], &off["text"]));
+        assert_eq!(other["measured"]["logits_hash"], off["measured"]["logits_hash"]);
+    }
+    let of = |run: &serde_json::Value, name: &str| run["measured"][name].as_f64().unwrap();
+    assert_eq!(
+        (of(&off, "passes"), of(&off, "tokens_per_pass"), of(&off, "guessed_tokens")),
+        (39.0, 1.0, 0.0)
+    );
+    assert!(of(&on, "passes") < 15.0 && of(&on, "tokens_per_pass") > 2.0, "{on}");
+    let line = ask(&["-n", "40", "--speculate", "15"], &(ring.clone() + &question())).stderr;
+    assert!(line.contains(" a pass (") && line.contains(" guesses right)"), "{line}");
+    ask(&["--speculate", "16"], "x").fails(2, &["16", "auto, off, or a number of guesses within 1..=15"]);
 }

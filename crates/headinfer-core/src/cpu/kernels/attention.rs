@@ -16,6 +16,20 @@ pub struct Geometry {
     pub window: Option<usize>,
     /// Position of the first query token.
     pub q_start: u64,
+    /// Which of the keys in its window.
+    pub sees: Sees,
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sees {
+    /// Its own and those before.
+    #[default]
+    Causal,
+    /// Those before its own.
+    Before,
+    /// Its own.
+    Itself,
 }
 
 impl Geometry {
@@ -23,7 +37,11 @@ impl Geometry {
     pub(super) fn visible(&self, row: usize) -> (u64, u64) {
         let position = self.q_start + (row / self.group) as u64;
         let first = self.window.map_or(0, |w| (position + 1).saturating_sub(w as u64));
-        (first, position + 1)
+        match self.sees {
+            Sees::Causal => (first, position + 1),
+            Sees::Before => (first, position),
+            Sees::Itself => (position, position + 1),
+        }
     }
 }
 

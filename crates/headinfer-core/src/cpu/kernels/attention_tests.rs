@@ -33,7 +33,7 @@ fn case(
     let q_start = start + (keys - tokens) as u64;
     let scale = 1.0 / (head_dim as f32).sqrt();
     Case {
-        geo: Geometry { head_dim, group, scale, window, q_start },
+        geo: Geometry { head_dim, group, scale, window, q_start, sees: Sees::Causal },
         k: draw(1, Half::Key, keys * head_dim),
         v: draw(1, Half::Value, keys * head_dim),
         q: draw(2, Half::Key, tokens * group * head_dim).into_iter().map(f32_of).collect(),

@@ -16,7 +16,7 @@ mod prefill_strip;
 mod share;
 mod simd;
 
-pub use attention::{Geometry, HeadTask, KvRows, StateMut, state_finish, state_init};
+pub use attention::{Geometry, HeadTask, KvRows, Sees, StateMut, state_finish, state_init};
 pub use decode::{PiecedTask, attend_decode, attend_decode_pieces};
 pub use elementwise::{embed, rms_norm, swiglu};
 pub use linear::{Product, WeightMatrix, linear};

@@ -3,6 +3,7 @@
 mod attention;
 mod ceilings;
 mod decode;
+mod guesses;
 mod link;
 mod memory;
 mod overlap;
@@ -22,7 +23,10 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
     match &args.what {
         Bench::Memory(args) => memory::run(args, environment),
         Bench::Prefill(args) => prefill::run(args, environment),
-        Bench::Decode(args) => decode::run(args, environment),
+        Bench::Decode(args) => match &args.text {
+            Some(text) => guesses::run(args, text, environment),
+            None => decode::run(args, environment),
+        },
         Bench::Overlap(args) => overlap::run(args, environment),
         Bench::Attention(args) => attention::run(args, environment),
         Bench::Link(args) => link::run(args, environment),

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use headinfer_core::engine::generate::{Finish, Limits, generate};
+use headinfer_core::engine::guess::Speculation;
 use headinfer_core::engine::sample::{Sampler, Sampling};
-use headinfer_core::engine::{EngineError, Session};
+use headinfer_core::engine::{Decoder, EngineError, Session};
 use headinfer_core::plan::Request;
 use headinfer_core::text::Tokenizer;
 use serde_json::json;
@@ -20,7 +21,7 @@ use crate::error::{Exit, Failure};
 use crate::model_source::{Model, ModelSource};
 use crate::sessions::Keeper;
 use crate::summary::{Phase, Summary};
-use crate::{device, input, interrupt, open, output, progress, sessions, summary};
+use crate::{device, input, interrupt, open, output, progress, sessions};
 use printer::Printer;
 
 /// New tokens when not told otherwise.
@@ -46,7 +47,8 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<()> {
     let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
     let limits = Limits { max_tokens: new_tokens, stop_tokens: stop_tokens(&model, &tokenizer) };
     let mut keeper = Keeper::open(&args.store, &model, &session)?;
-    let outcome = generate_text(&mut session, keeper.as_mut(), &ids, sampling, &limits, &mut printer)?;
+    let ask = Ask { ids: &ids, sampling, limits, speculation: args.guess.speculate };
+    let outcome = generate_text(&mut session, keeper.as_mut(), ask, &mut printer)?;
     let (text, tokens) = printer.finish()?;
     if args.json {
         output::print_json(&json!({
@@ -97,12 +99,18 @@ struct Outcome {
     summary: Summary,
 }
 
+/// What to continue, and how.
+struct Ask<'a> {
+    ids: &'a [u32],
+    sampling: Sampling,
+    limits: Limits,
+    speculation: Speculation,
+}
+
 fn generate_text(
     session: &mut Session,
     mut keeper: Option<&mut Keeper>,
-    ids: &[u32],
-    sampling: Sampling,
-    limits: &Limits,
+    Ask { ids, sampling, limits, speculation }: Ask<'_>,
     printer: &mut Printer<'_>,
 ) -> Result<Outcome> {
     let _cooperative = interrupt::cooperative();
@@ -115,10 +123,11 @@ fn generate_text(
     let prefill = Phase { restored, ..phase(session, ids.len() - restored, begun.elapsed()) };
     let mut sampler = Sampler::new(sampling, logits.len());
     let begun = Instant::now();
-    let finish = generate(session, &logits, &mut sampler, limits, &mut |id| printer.push(id))?;
+    let mut decoder = Decoder::new(session, &logits, speculation);
+    let finish = generate(session, &mut decoder, &mut sampler, &limits, &mut |id| printer.push(id))?;
     let decode = phase(session, printer.count(), begun.elapsed());
     let plan = session.plan().clone();
-    let summary = Summary::new(&plan, &prefill, &decode, summary::hash(last_logits(session, &logits)?));
+    let summary = Summary::new(&plan, &prefill, &decode, &decoder);
     // A token that was asked to be the last, and was: nothing was cut short.
     let interrupted = interrupt::requested() && finish == Finish::Stopped;
     Ok(Outcome { finish, interrupted, summary })
@@ -147,12 +156,6 @@ fn take_in(session: &mut Session, mut keeper: Option<&mut Keeper>, ids: &[u32]) 
 
 fn phase(session: &Session, tokens: usize, time: Duration) -> Phase {
     Phase { tokens, restored: 0, time, stats: session.backend().stats() }
-}
-
-/// Those of the last step, or of the prefill when no step came after it.
-fn last_logits<'a>(session: &'a mut Session, prefill: &'a [f32]) -> Result<&'a [f32], EngineError> {
-    let last = session.backend_mut().logits()?;
-    Ok(if last.is_empty() { prefill } else { last })
 }
 
 fn finish_name(finish: Finish, interrupted: bool) -> &'static str {
