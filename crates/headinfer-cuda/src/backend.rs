@@ -509,9 +509,13 @@ impl Backend for Cuda {
         Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}{cpu}"))
     }
 
-    /// Those of the product kernels: cuBLASLt, which takes more, chooses its own by their number.
+    /// Those of the product kernels: cuBLASLt, which takes more, chooses its own by their number. One where the CPU's
+    /// share of the heads follows the rows, as it rounds otherwise.
     fn rows_alike(&self) -> usize {
-        product::ROWS_MAX.min(DECODE_ROWS)
+        match self.executor.plan.host_share_varies() {
+            true => 1,
+            false => product::ROWS_MAX.min(DECODE_ROWS),
+        }
     }
 
     fn stats(&self) -> Stats {

@@ -22,12 +22,18 @@ impl Plan {
         if step.rows > DECODE_ROWS {
             return Heads { start: all.end, ..all };
         }
-        let overrides = &self.request.overrides;
-        if all.is_empty() || overrides.host_heads.is_some() || !overrides.balance_host {
+        if !self.host_share_varies() {
             return all;
         }
         let counts = spread(self.balanced_host_heads(step), self.spec.layers);
         Heads { start: all.start.max(all.end - (counts[layer + 1] - counts[layer]).min(all.len())), ..all }
+    }
+
+    /// Whether [`Plan::host_attended`] follows a step's rows and past. Where the CPU rounds otherwise than the device, a row
+    /// then has other bits in a step of other rows.
+    pub fn host_share_varies(&self) -> bool {
+        let overrides = &self.request.overrides;
+        overrides.balance_host && overrides.host_heads.is_none() && self.layout.host_attended_total() > 0
     }
 
     /// The heads of [`Plan::host_attended`] in groups whose state is carried together: a step of few rows leaves room for
