@@ -353,17 +353,13 @@ attention_prefill(const __grid_constant__ AttendParams p) {
     u32 tiles = shared_address(memory); // [STAGES][K | V][KEYS, STRIDE], then queries
     u32 tile_row = tile_of(p) * ROWS;
     u32 row = tile_row + (threadIdx.x >> 5) * WARP_ROWS + ((threadIdx.x & 31) >> 2);
-    Walk &found = *(Walk *)((char *)memory + DIM_PADDED * 2);
+    // Used where it lies: a copy would read the rows between its fields, which others are filling by then.
+    Walk &walk = *(Walk *)((char *)memory + DIM_PADDED * 2);
     if (threadIdx.x == 0) {
-        find_walk(p, tile_row, ROWS, found);
-        find_pieces(p, found);
+        find_walk(p, tile_row, ROWS, walk);
+        find_pieces(p, walk);
     }
     __syncthreads();
-#if ROW_TILES * DIM_PADDED <= 192
-    Walk walk = found; // there are registers for it
-#else
-    Walk &walk = found;
-#endif
     Queries q;
     load_queries(p, tile_row, tiles + STAGES * 2 * TILE, q);
     if (STAGES == 1) load_block<true, false>(p, walk, 0, tiles);
