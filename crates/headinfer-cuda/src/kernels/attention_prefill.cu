@@ -17,7 +17,7 @@
 // another warp's products: two warps to each scheduler, of two thread blocks that need not wait for one another.
 //
 // Tried on an H100, TFLOP/s at d = 128, chunks of 8192 rows of 4 query heads over 131072 keys of one KV head, and 32768
-// causal rows of 32 query and 8 KV heads (bench/runs/2026-11-24-h100-16c/tilings.txt has all shapes and flash's figures):
+// causal rows of 32 query and 8 KV heads (attention-peers.txt beside the runs of that machine has today's, and flash's):
 //   warps x R x stages  blocks   past   causal   expected
 //   8 x 1 x 2             1       276     291    shared memory as busy as the tensor cores
 //   4 x 1 x 2             2       281     273    the same, softmax beside products
