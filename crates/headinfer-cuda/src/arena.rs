@@ -97,7 +97,7 @@ impl Memories {
     ///
     /// # Panics
     /// When the span will never be ready: who may meet that waits for it before.
-    #[allow(clippy::mut_from_ref)] // the plan's regions are disjoint; callers take one span at a time
+    #[allow(clippy::mut_from_ref)] // spans of a command are disjoint, and a caller takes each once
     pub(crate) fn host<T: bytemuck::Pod>(&self, span: Span) -> &mut [T] {
         // A refusal shows as memory that is not ready.
         let _ = self.host.wait(span.offset + span.bytes);
