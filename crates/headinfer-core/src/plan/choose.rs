@@ -40,7 +40,7 @@ pub enum WeightsMode {
     Auto,
     /// Copied to the device.
     Resident,
-    /// Streamed layer by layer.
+    /// Streamed layer by layer; at most an eighth of the layers stays.
     Stream,
 }
 
@@ -63,6 +63,8 @@ pub struct Overrides {
     pub balance_host: bool,
     /// Rows with logits of one step.
     pub logit_rows: Option<usize>,
+    /// Layers that stay on the device when weights stream.
+    pub kept_layers: Option<usize>,
 }
 
 /// What a plan is asked for.
@@ -119,6 +121,8 @@ pub(super) const CONTEXT_MAX: usize = 1 << 32;
 const RING_SLOTS: usize = 3;
 /// One block of weights is used while the next is fetched.
 const WEIGHT_SLOTS: usize = 2;
+/// Who asks for streamed weights wants the device for something else: of this many layers one may stay.
+pub(super) const KEPT_OF: usize = 8;
 const LOGIT_ROWS: usize = 16;
 const LEVELS: u32 = 16;
 
@@ -180,7 +184,7 @@ fn choose(spec: &ModelSpec, request: &Request) -> Option<Plan> {
                 knobs.resident_heads = all;
                 knobs.heads_per_group = request.overrides.heads_per_group.unwrap_or(spec.kv_heads);
                 if let Some(plan) = fit(spec, request, knobs) {
-                    return Some(plan);
+                    return Some(keep_layers(spec, request, plan));
                 }
             }
         }
@@ -189,6 +193,7 @@ fn choose(spec: &ModelSpec, request: &Request) -> Option<Plan> {
         }
         for level in 0..LEVELS {
             if let Some(plan) = fit(spec, request, knobs(spec, request, weights, level)) {
+                let plan = keep_layers(spec, request, plan);
                 return Some(balance(spec, request, grow(spec, request, plan)));
             }
         }
@@ -203,7 +208,8 @@ fn may_be_all_resident(request: &Request, all: usize) -> bool {
 }
 
 fn weight_places(request: &Request) -> Vec<WeightPlace> {
-    let streamed = WeightPlace::Streamed { slots: WEIGHT_SLOTS };
+    let kept = request.overrides.kept_layers.unwrap_or(0);
+    let streamed = WeightPlace::Streamed { slots: WEIGHT_SLOTS, kept };
     match (request.weights, request.device) {
         (WeightsMode::Auto, DeviceKind::Cpu) => vec![WeightPlace::InPlace],
         (WeightsMode::Auto, DeviceKind::Cuda) => vec![WeightPlace::Resident, streamed],
@@ -286,6 +292,28 @@ fn free_heads(spec: &ModelSpec, request: &Request, layout: &Layout, device: u64)
     ((request.device_budget.saturating_sub(device)) / per_head.max(1)).min(most as u64) as usize
 }
 
+/// Spends what is left of the device budget on layers that need not be fetched, before heads: a byte of them is saved
+/// in every step, however short the past. An even share of streamed ones to each slot lets the next step's first
+/// layer come beside this step's last.
+fn keep_layers(spec: &ModelSpec, request: &Request, plan: Plan) -> Plan {
+    let WeightPlace::Streamed { slots, .. } = plan.knobs().weights else { return plan };
+    if request.overrides.kept_layers.is_some() {
+        return plan;
+    }
+    let most = match request.weights {
+        WeightsMode::Stream => spec.layers / KEPT_OF,
+        WeightsMode::Auto | WeightsMode::Resident => spec.layers - 1,
+    };
+    let left = request.device_budget.saturating_sub(plan.device_bytes());
+    let room = left / plan.layout().layer_weight_bytes().max(1);
+    (1..=most.min(room as usize))
+        .rev()
+        .filter(|kept| (spec.layers - kept).is_multiple_of(slots))
+        .map(|kept| Knobs { weights: WeightPlace::Streamed { slots, kept }, ..plan.knobs().clone() })
+        .find_map(|knobs| fit(spec, request, knobs))
+        .unwrap_or(plan)
+}
+
 /// Spends what is left of the device budget on resident heads.
 fn grow(spec: &ModelSpec, request: &Request, plan: Plan) -> Plan {
     if !may_keep_heads(request) {
@@ -327,6 +355,9 @@ fn check_overrides(spec: &ModelSpec, request: &Request) -> Result<(), PlanError>
     }
     if let Some(n) = o.host_heads.filter(|n| *n > all) {
         return refuse(format!("--host-heads must be 0..={all} for this model, not {n}"));
+    }
+    if let Some(n) = o.kept_layers.filter(|n| *n >= spec.layers) {
+        return refuse(format!("of {} layers fewer than all are kept when weights stream, not {n}", spec.layers));
     }
     let kept = o.resident_heads.unwrap_or(0).checked_add(o.host_heads.unwrap_or(0));
     if kept.is_none_or(|n| n > all) {

@@ -70,6 +70,8 @@ pub enum RegionId {
     SharedWeights,
     /// All layers, when resident; slots for a block of weights each, when streamed.
     LayerWeights,
+    /// Layers that stay, when others are streamed.
+    KeptLayers,
     /// Token ids of the step, u32 `[chunk]`.
     Ids,
     /// cos then sin, f32 `[chunk, head_dim / 2]` each.
@@ -101,7 +103,8 @@ pub enum RegionId {
     /// The KV store, bf16 `[piece][layer][kv_head][K rows | V rows]`: it fills from its start to its end. The last
     /// of the host's regions.
     HostKv,
-    /// All weights, when a GPU streams them: copies need memory that is pinned. Shared ones, then each layer's.
+    /// What a GPU streams of the weights: copies need memory that is pinned. Shared ones, then each layer's that is
+    /// not kept.
     HostWeights,
     /// Token ids on their way to a GPU, u32 `[STEPS_IN_FLIGHT][chunk]`.
     HostIds,
@@ -135,12 +138,24 @@ pub enum WeightPlace {
     InPlace,
     /// Copied to the device once.
     Resident,
-    /// Layers and blocks of the output head stream through `slots` slots; rows of the embedding are read where they
-    /// are. Between steps the first slot holds the first layer.
+    /// Blocks of the output head and all layers but `kept` ones stream through `slots` slots; rows of the embedding
+    /// are read where they are. Between steps the first slot holds the first layer, which is never kept.
     Streamed {
         /// Blocks held at once.
         slots: usize,
+        /// Layers that stay on the device, fewer than all, spread over the model.
+        kept: usize,
     },
+}
+
+impl WeightPlace {
+    /// Layers that stay on the device while others stream.
+    pub fn kept(self) -> usize {
+        match self {
+            WeightPlace::Streamed { kept, .. } => kept,
+            WeightPlace::InPlace | WeightPlace::Resident => 0,
+        }
+    }
 }
 
 /// Everything the planner decides. A layout is a function of these and the model alone.
@@ -193,6 +208,7 @@ pub struct Layout {
     resident_before: Vec<usize>,
     host_before: Vec<usize>,
     host_attended: Vec<usize>,
+    kept_before: Vec<usize>,
     weight_offsets: Vec<(LayerTensor, u64, u64)>,
     shared_offsets: Vec<(TensorId, u64, u64)>,
     layer_bytes: u64,
@@ -201,7 +217,6 @@ pub struct Layout {
     head_row_bytes: u64,
     head_block: usize,
     vocab: usize,
-    layers: usize,
 }
 
 impl Layout {
@@ -214,6 +229,7 @@ impl Layout {
             resident_before: spread(knobs.resident_heads, spec.layers),
             host_before: Vec::new(),
             host_attended: Vec::new(),
+            kept_before: spread(knobs.weights.kept(), spec.layers),
             weight_offsets: Vec::new(),
             shared_offsets: Vec::new(),
             layer_bytes: 0,
@@ -222,7 +238,6 @@ impl Layout {
             head_row_bytes: (spec.hidden * spec.dtype.bytes()) as u64,
             head_block: 0,
             vocab: spec.vocab,
-            layers: spec.layers,
             knobs,
         };
         layout.place_heads(spec);
@@ -315,6 +330,17 @@ impl Layout {
         store.span.offset + store.span.bytes / all as u64 * pieces.min(all) as u64
     }
 
+    /// Which of the kept layers `layer` is; `None` when it streams or all are resident.
+    pub fn kept_layer(&self, layer: usize) -> Option<usize> {
+        let before = self.kept_before[layer];
+        (self.kept_before[layer + 1] > before).then_some(before)
+    }
+
+    /// Layers before `layer` that are not kept.
+    pub(super) fn streamed_before(&self, layer: usize) -> usize {
+        layer - self.kept_before[layer]
+    }
+
     /// Bytes of one layer's weights as copied, tensors aligned.
     pub fn layer_weight_bytes(&self) -> u64 {
         self.layer_bytes
@@ -340,11 +366,14 @@ impl Layout {
     /// The slot that a streamed block goes through: one after another, so that the last block of a step with logits
     /// leaves the first slot alone.
     pub fn weight_slot(&self, block: WeightBlock) -> usize {
-        let WeightPlace::Streamed { slots } = self.knobs.weights else { return 0 };
-        match block {
-            WeightBlock::Layer(layer) => layer % slots,
-            WeightBlock::Head { start, .. } => (self.layers + start / self.head_block) % slots,
-        }
+        let WeightPlace::Streamed { slots, .. } = self.knobs.weights else { return 0 };
+        let index = match block {
+            WeightBlock::Layer(layer) => self.streamed_before(layer),
+            WeightBlock::Head { start, .. } => {
+                self.streamed_before(self.kept_before.len() - 1) + start / self.head_block
+            }
+        };
+        index % slots
     }
 
     /// Bytes of a part of a block of weights, counted from the block's start; perhaps none.
@@ -442,10 +471,11 @@ impl Layout {
                 self.add(RegionId::SharedWeights, "embedding and output head", Device, self.shared_bytes);
                 self.add(RegionId::LayerWeights, "layer weights", Device, layers);
             }
-            WeightPlace::Streamed { slots } => {
+            WeightPlace::Streamed { slots, kept } => {
                 let norm = self.weight(TensorId::FinalNorm).map_or(0, |(_, bytes)| bytes);
                 self.add(RegionId::SharedWeights, "final norm", Device, norm);
                 self.add(RegionId::LayerWeights, "weight slots", Device, self.slot_bytes * slots as u64);
+                self.add(RegionId::KeptLayers, "layers kept", Device, self.layer_bytes * kept as u64);
             }
         }
     }
@@ -507,8 +537,8 @@ impl Layout {
         if self.knobs.device == DeviceKind::Cpu {
             return;
         }
-        if let WeightPlace::Streamed { .. } = self.knobs.weights {
-            let bytes = self.shared_bytes + self.layer_bytes * spec.layers as u64;
+        if let WeightPlace::Streamed { kept, .. } = self.knobs.weights {
+            let bytes = self.shared_bytes + self.layer_bytes * (spec.layers - kept) as u64;
             self.add(RegionId::HostWeights, "weights to stream", Memory::Host, bytes);
         }
         if self.host_attended_total() > 0 {

@@ -94,6 +94,8 @@ pub struct DecodeReport {
 pub struct WeightsReport {
     /// `in place`, `resident` or `streamed`.
     pub place: &'static str,
+    /// Layers that stay on the device while others stream.
+    pub kept_layers: usize,
     /// All of them.
     pub bytes: u64,
 }
@@ -125,6 +127,7 @@ impl Plan {
                     WeightPlace::Resident => "resident",
                     WeightPlace::Streamed { .. } => "streamed",
                 },
+                kept_layers: k.weights.kept(),
                 bytes: self.spec.parameters() * self.spec.dtype.bytes() as u64,
             },
             machine: self.request.machine.source.clone(),
@@ -164,6 +167,9 @@ impl PlanReport {
         }
         let (kv, context) = (&self.kv, self.context);
         line(&mut out, format_args!("weights: {} {}", Bytes(self.weights.bytes), self.weights.place));
+        if self.weights.kept_layers > 0 {
+            line(&mut out, format_args!("  {} layers stay on the device", self.weights.kept_layers));
+        }
         let whole = Bytes(kv.bytes);
         line(&mut out, format_args!("kv: {} B per token, {whole} at {context} tokens", kv.bytes_per_token));
         let (resident, heads) = (kv.resident_heads, kv.heads);

@@ -2,7 +2,7 @@
 //!
 //! A block is fetched while the block before it is computed with, in parts, as evenly spread over that time as the
 //! cost model tells time: the In lane runs in order, and a whole layer in one piece would keep KV tiles waiting that
-//! arithmetic needs sooner.
+//! arithmetic needs sooner. Kept layers need no fetch, which leaves time to that of the block after them.
 
 use std::ops::Range;
 
@@ -28,10 +28,11 @@ pub(super) fn weave(plan: &Plan, schedule: Schedule) -> Schedule {
             continue;
         };
         let mut fetch = Fetch { block: *block, waits: frees[k].event, next: 0, last: None };
-        match frees[k].by {
-            Some(user) if user == k => loom.keep(stretch.commands.clone()),
-            _ => loom.spread(&mut fetch, stretch),
-        }
+        let from = match frees[k].by {
+            Some(user) if user == k => stretch.last_use + 1,
+            _ => stretch.commands.start,
+        };
+        loom.spread(&mut fetch, stretch, from);
         loom.fetch(&mut fetch, WEIGHT_PARTS);
         if let (Some(following), Some(event)) = (stretches.get(k + 1), fetch.last) {
             loom.schedule.commands[following.commands.start].waits.push(event);
@@ -42,11 +43,13 @@ pub(super) fn weave(plan: &Plan, schedule: Schedule) -> Schedule {
     Schedule { commands: loom.out, ..loom.schedule }
 }
 
-/// The commands from a block's first use to just before the next block's.
+/// The commands from a block's first use to just before the next block's: its own, and those of kept layers.
 struct Stretch {
     slot: usize,
-    /// The first and the last are the block's own.
+    /// The first is the block's own.
     commands: Range<usize>,
+    /// The last of the block's own.
+    last_use: usize,
     /// Of each command; 0 where another lane than `Compute` runs it.
     seconds: Vec<f64>,
 }
@@ -54,20 +57,19 @@ struct Stretch {
 /// One for each block of the step, in order.
 fn stretches(plan: &Plan, schedule: &Schedule) -> Vec<Stretch> {
     let blocks = plan.weight_blocks(&schedule.step);
-    let place = |block: &WeightBlock| {
+    let uses = |block: &WeightBlock| {
         let uses = |c: &Command| c.op.weight_block().as_ref() == Some(block);
-        let first = schedule.commands.iter().position(uses);
-        let last = schedule.commands.iter().rposition(uses);
-        first.zip(last).map(|(first, last)| {
-            let seconds = schedule.commands[first..=last].iter().map(|c| seconds(plan, schedule, c));
-            Stretch {
-                slot: plan.layout.weight_slot(*block),
-                commands: first..last + 1,
-                seconds: seconds.collect(),
-            }
-        })
+        let (first, last) = (schedule.commands.iter().position(uses), schedule.commands.iter().rposition(uses));
+        first.zip(last).map(|(first, last)| (plan.layout.weight_slot(*block), first, last))
     };
-    blocks.iter().filter_map(place).collect()
+    let uses: Vec<_> = blocks.iter().filter_map(uses).collect();
+    let ends = uses.iter().skip(1).map(|(_, first, _)| *first).chain([schedule.commands.len()]);
+    let stretch = |(&(slot, first, last_use), end)| {
+        let commands: Range<usize> = first..end;
+        let seconds = schedule.commands[commands.clone()].iter().map(|c| seconds(plan, schedule, c));
+        Stretch { slot, last_use, seconds: seconds.collect(), commands }
+    };
+    uses.iter().zip(ends).map(stretch).collect()
 }
 
 fn seconds(plan: &Plan, schedule: &Schedule, command: &Command) -> f64 {
@@ -104,7 +106,7 @@ impl Loom<'_> {
     fn freed(&mut self, stretches: &[Stretch], fetches: &[WeightBlock], k: usize) -> Freed {
         let slot = self.plan.layout.weight_slot(fetches[k]);
         let by = stretches[..=k].iter().rposition(|stretch| stretch.slot == slot);
-        let event = by.map(|user| self.signal(stretches[user].commands.end - 1));
+        let event = by.map(|user| self.signal(stretches[user].last_use));
         Freed { by, event }
     }
 
@@ -121,12 +123,13 @@ impl Loom<'_> {
         self.out.extend_from_slice(&self.schedule.commands[range]);
     }
 
-    /// Passes a stretch on with the parts in between: each before the command that the time is reached in.
-    fn spread(&mut self, fetch: &mut Fetch, stretch: &Stretch) {
-        let total: f64 = stretch.seconds.iter().sum();
+    /// Passes a stretch on with the parts in between, from command `from` on: each before the command that the time
+    /// is reached in.
+    fn spread(&mut self, fetch: &mut Fetch, stretch: &Stretch, from: usize) {
+        let total: f64 = stretch.seconds[from - stretch.commands.start..].iter().sum();
         let mut spent = 0.0;
         for (index, seconds) in stretch.commands.clone().zip(&stretch.seconds) {
-            if *seconds > 0.0 {
+            if index >= from && *seconds > 0.0 {
                 spent += seconds;
                 let reached = (spent / total * WEIGHT_PARTS as f64).ceil() as usize;
                 self.fetch(fetch, reached.min(WEIGHT_PARTS));

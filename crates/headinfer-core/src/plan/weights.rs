@@ -9,9 +9,10 @@ use super::operands::{Addresses, Operands, Role};
 use crate::model::spec::TensorId;
 
 impl Plan {
-    /// Blocks that a step computes with, in its order.
+    /// Blocks that a step computes with and that a slot holds when weights stream, in its order.
     pub(super) fn weight_blocks(&self, step: &Step) -> Vec<WeightBlock> {
-        let layers = (0..self.spec.layers).map(WeightBlock::Layer);
+        let streamed = |layer: &usize| self.layout.kept_layer(*layer).is_none();
+        let layers = (0..self.spec.layers).filter(streamed).map(WeightBlock::Layer);
         let head = self.layout.head_blocks().filter(|_| step.logit_rows > 0);
         layers.chain(head).collect()
     }
@@ -34,7 +35,11 @@ impl Plan {
         let mut o = Operands::default();
         let Some((offset, bytes)) = self.layout.weight(id) else { return o };
         let (place, l) = (self.knobs().weights, &self.layout);
-        let streamed = matches!(place, WeightPlace::Streamed { .. });
+        let kept = match id {
+            TensorId::Layer(layer, _) => l.kept_layer(layer),
+            _ => None,
+        };
+        let streamed = matches!(place, WeightPlace::Streamed { .. }) && kept.is_none();
         if streamed && self.knobs().device == DeviceKind::Cuda {
             let base = match id {
                 TensorId::Layer(layer, _) => self.host_block(WeightBlock::Layer(layer)),
@@ -47,8 +52,11 @@ impl Plan {
             (WeightPlace::Resident, TensorId::Layer(layer, _)) => {
                 Some((RegionId::LayerWeights, layer as u64 * l.layer_weight_bytes()))
             }
+            (WeightPlace::Streamed { .. }, TensorId::Layer(layer, _)) if layer > 0 => {
+                kept.map(|index| (RegionId::KeptLayers, index as u64 * l.layer_weight_bytes()))
+            }
             // A step finds the first layer in its slot.
-            (WeightPlace::Streamed { .. }, TensorId::Layer(0, _)) => Some((RegionId::LayerWeights, 0)),
+            (WeightPlace::Streamed { .. }, TensorId::Layer(..)) => Some((RegionId::LayerWeights, 0)),
             (WeightPlace::Resident, _) | (WeightPlace::Streamed { .. }, TensorId::FinalNorm) => {
                 Some((RegionId::SharedWeights, 0))
             }
@@ -64,7 +72,8 @@ impl Plan {
     fn host_block(&self, block: WeightBlock) -> u64 {
         match block {
             WeightBlock::Layer(layer) => {
-                self.layout.shared_weight_bytes() + layer as u64 * self.layout.layer_weight_bytes()
+                let before = self.layout.streamed_before(layer) as u64;
+                self.layout.shared_weight_bytes() + before * self.layout.layer_weight_bytes()
             }
             WeightBlock::Head { start, .. } => {
                 self.head_offset() + start as u64 * self.layout.head_row_bytes()
@@ -94,8 +103,11 @@ impl Addresses<'_> {
                 o.read(Role::LayerWeights, span);
             }
             WeightPlace::Streamed { .. } => {
-                let slot = self.layout.weight_slot(WeightBlock::Layer(layer));
-                o.read(Role::LayerWeights, self.slot_span(slot, 0, bytes));
+                let span = match self.layout.kept_layer(layer) {
+                    Some(index) => self.layout.span(RegionId::KeptLayers, index as u64 * bytes, bytes),
+                    None => self.slot_span(self.layout.weight_slot(WeightBlock::Layer(layer)), 0, bytes),
+                };
+                o.read(Role::LayerWeights, span);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Why a plan is as it is: one sentence per decision, with the numbers it follows from.
 
+use super::choose::{KEPT_OF, WeightsMode};
 use super::layout::{RegionId, WeightPlace};
 use super::op::Step;
 use super::{DeviceKind, Plan};
@@ -24,14 +25,24 @@ fn weights(plan: &Plan) -> String {
     match plan.knobs().weights {
         WeightPlace::InPlace => "weights are read where they are: the CPU computes from host memory".into(),
         WeightPlace::Resident => format!("weights stay on the device: {bytes} fit beside what a step needs"),
-        WeightPlace::Streamed { slots } => {
-            let layer = Bytes(plan.layout().layer_weight_bytes());
+        WeightPlace::Streamed { slots, kept } => {
+            let (layer, layers) = (Bytes(plan.layout().layer_weight_bytes()), plan.spec.layers);
             format!(
                 "weights stream, {layer} a layer and the output head in {} blocks through {slots} slots, the embedding \
-                 is read from the host: all {bytes} do not fit, or --weights says so",
-                plan.layout().head_blocks().count()
+                 is read from the host: all {bytes} do not fit, or --weights says so; {kept} of {layers} layers stay, \
+                 as many as the device has room for{}",
+                plan.layout().head_blocks().count(),
+                most_kept(plan)
             )
         }
+    }
+}
+
+/// What bounds the layers that stay, besides room.
+fn most_kept(plan: &Plan) -> String {
+    match plan.request.weights {
+        WeightsMode::Stream => format!(", at most one of {KEPT_OF} where streaming is asked for"),
+        WeightsMode::Auto | WeightsMode::Resident => String::new(),
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) fn random_request(case: &Case, draw: &mut Draw) -> Request {
             ring_slots: Some(1 + draw.below(4)),
             resident_heads: Some(resident),
             host_heads: Some(draw.below(all - resident + 1)),
+            kept_layers: Some(draw.below(case.spec.layers)),
             ..Overrides::default()
         },
     );

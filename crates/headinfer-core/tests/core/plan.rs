@@ -33,6 +33,7 @@ pub(crate) fn random_plan(draw: &mut Draw) -> (Plan, Step) {
             ring_slots: Some(1 + draw.below(4)),
             resident_heads: Some(resident),
             host_heads: Some(draw.below(all - resident + 1)),
+            kept_layers: Some(draw.below(layers)),
             ..Overrides::default()
         };
         let Ok(plan) = Plan::new(&spec, &request) else { continue };
@@ -239,7 +240,7 @@ type Slot = Option<(WeightBlock, Vec<usize>)>;
 #[test]
 fn a_streamed_block_is_whole_in_its_slot_when_it_is_used() {
     let mut draw = Draw(7);
-    let (mut used, mut fetched) = (0, 0);
+    let (mut used, mut fetched, mut kept) = (0, 0, 0);
     for _ in 0..400 {
         let (plan, step) = random_plan(&mut draw);
         if !matches!(plan.knobs().weights, WeightPlace::Streamed { .. }) {
@@ -264,13 +265,17 @@ fn a_streamed_block_is_whole_in_its_slot_when_it_is_used() {
                 fetched += 1;
             }
             if let Some(block) = command.op.weight_block() {
+                if matches!(block, WeightBlock::Layer(layer) if layout.kept_layer(layer).is_some()) {
+                    kept += 1;
+                    continue;
+                }
                 assert_eq!(slots[layout.weight_slot(block)], Some((block, whole(block))), "{step:?}");
                 used += 1;
             }
         }
         assert_eq!(slots[0], Some((first, whole(first))), "the next step finds the first layer");
     }
-    assert!(used > 1000 && fetched > 1000, "{used} uses, {fetched} fetches");
+    assert!(used > 1000 && fetched > 1000 && kept > 300, "{used} uses, {fetched} fetches, {kept} of kept layers");
 }
 
 #[test]
@@ -320,13 +325,19 @@ fn a_million_tokens_take_four_gibibytes_with_weights_streamed() {
     let fits = |weights, device_budget| {
         let request = Request { weights, device_budget, ..request(DeviceKind::Cuda, 1 << 20) };
         Plan::new(&spec, &request).map(|plan| {
-            plan.layout().region_bytes(RegionId::LayerWeights)
-                + plan.layout().region_bytes(RegionId::SharedWeights)
+            assert!(plan.device_bytes() <= device_budget);
+            let weights = [RegionId::LayerWeights, RegionId::SharedWeights, RegionId::KeptLayers];
+            weights.map(|id| plan.layout().region_bytes(id)).iter().sum::<u64>()
         })
     };
     let layer = 416 * MIB;
-    let streamed = fits(WeightsMode::Stream, 4 * GIB).expect("4 GiB are enough");
-    assert!(streamed < 2 * layer + 2 * MIB, "{} bytes of weights on the device", streamed);
+    let least = fits(WeightsMode::Stream, 9 * GIB / 4).expect("2.25 GiB are enough");
+    assert!(least < 2 * layer + 2 * MIB, "{least} bytes of weights on the device");
+    let eighth = fits(WeightsMode::Stream, 4 * GIB).expect("4 GiB are enough");
+    assert!((eighth - least).abs_diff(4 * layer) < MIB, "{eighth}: an eighth of the layers stays");
+    assert_eq!(fits(WeightsMode::Stream, 64 * GIB).expect("64 GiB are enough"), eighth, "and no more");
+    let most = fits(WeightsMode::Auto, 8 * GIB).expect("8 GiB are enough");
+    assert!(most > 7 * GIB - 2 * layer - GIB, "{most}: whatever has room stays where nothing else was asked");
     assert!(fits(WeightsMode::Resident, 33 * GIB / 2).expect("16.5 GiB are enough") > 14 * GIB);
 }
 
@@ -442,6 +453,7 @@ fn impossible_overrides_are_refused_by_name() {
         (Overrides { chunk: Some(0), ..Overrides::default() }, "--chunk"),
         (Overrides { heads_per_group: Some(3), ..Overrides::default() }, "--heads-per-group"),
         (Overrides { resident_heads: Some(5), ..Overrides::default() }, "heads"),
+        (Overrides { kept_layers: Some(2), ..Overrides::default() }, "layers"),
     ];
     for (overrides, name) in bad {
         match with(overrides) {

@@ -69,7 +69,8 @@ pub(crate) struct EngineArgs {
     #[arg(env = "HEADINFER_HOST_HEADS", hide_env_values = true)]
     pub(crate) host_heads: HostHeads,
 
-    /// Where weights live: as it fits, copied to the device, or streamed layer by layer, output head included.
+    /// Where weights live: as it fits, copied to the device, or streamed layer by layer, output head included (where
+    /// memory is left, up to an eighth of the layers stays).
     #[arg(long, value_enum, value_name = "WHERE", default_value_t = WeightsChoice::Auto)]
     #[arg(env = "HEADINFER_WEIGHTS", hide_env_values = true)]
     pub(crate) weights: WeightsChoice,

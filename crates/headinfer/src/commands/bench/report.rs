@@ -104,6 +104,7 @@ pub(super) struct Knobs {
     /// Of the model: (layer, KV head) pairs.
     heads: usize,
     weights_streamed: bool,
+    kept_layers: usize,
 }
 
 impl Report {
@@ -167,6 +168,7 @@ impl Report {
                 host_heads: plan.host_attended_heads(&last),
                 heads: plan.spec.layers * plan.spec.kv_heads,
                 weights_streamed: matches!(k.weights, WeightPlace::Streamed { .. }),
+                kept_layers: k.weights.kept(),
             },
             logits_hash: m.logits_hash.clone(),
         }
