@@ -11,6 +11,7 @@ mod decode_split;
 mod elementwise;
 mod linear;
 mod linear_panels;
+pub mod packed;
 mod prefill;
 mod prefill_strip;
 mod share;
@@ -68,3 +69,5 @@ impl Isa {
 
 #[cfg(test)]
 mod attention_tests;
+#[cfg(test)]
+mod packed_tests;
