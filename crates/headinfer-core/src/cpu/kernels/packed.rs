@@ -28,6 +28,8 @@ const ESCAPED: u8 = 14;
 /// Code of an exponent of 0: zeros and subnormals.
 const ZERO: u8 = 15;
 const HEADER: usize = 16;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Bytes of a packed half of heads of `head_dim` elements, an even number of at most 256.
 pub const fn half_bytes(head_dim: usize) -> usize {
@@ -82,7 +84,49 @@ pub fn plane_of(half: &[u8], head_dim: usize) -> Option<u32> {
 /// As [`pack_half`]; when the plane that the half names is not given, or it is no packed half.
 pub fn unpack_half(isa: Isa, head_dim: usize, half: &[u8], plane: Option<&[u8]>, rows: &mut [u16]) {
     check(head_dim, rows.len(), half.len());
-    dispatch(isa, Unpack { d: head_dim, half, plane, rows });
+    dispatch(isa, Unpack { d: head_dim, half, plane, rows, ahead: &[] });
+}
+
+/// Consecutive packed units of one head, and the planes of all heads.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedRows<'a> {
+    /// `[unit][K | V][half_bytes]`.
+    pub units: &'a [u8],
+    /// `[unit][plane][plane_bytes]`, equally many of each unit; may be empty when no half names one.
+    pub planes: &'a [u8],
+    /// Position of the first row, a multiple of [`UNIT`].
+    pub start: u64,
+}
+
+impl<'a> PackedRows<'a> {
+    /// Rows of heads of `head_dim` elements.
+    pub fn rows(&self, head_dim: usize) -> usize {
+        self.units.len() / (2 * half_bytes(head_dim)) * UNIT
+    }
+
+    /// K and V from unit `first` on.
+    pub(super) fn from(&self, first: usize, d: usize) -> &'a [u8] {
+        &self.units[2 * first * half_bytes(d)..]
+    }
+
+    /// What unpacks K (0) or V (1) of `unit` to `rows`, and asks for `ahead` meanwhile.
+    pub(super) fn unpack<'b>(
+        &self,
+        d: usize,
+        (unit, which): (usize, usize),
+        rows: &'b mut [u16],
+        ahead: &'b [u8],
+    ) -> Unpack<'b>
+    where
+        'a: 'b,
+    {
+        let half = &self.from(unit, d)[which * half_bytes(d)..][..half_bytes(d)];
+        check(d, rows.len(), half.len());
+        let each = self.planes.len() / self.rows(d).max(UNIT) * UNIT;
+        let plane = plane_of(half, d)
+            .map(|number| &self.planes[unit * each + number as usize * plane_bytes(d)..][..plane_bytes(d)]);
+        Unpack { d, half, plane, rows, ahead }
+    }
 }
 
 fn check(d: usize, values: usize, bytes: usize) {
@@ -246,11 +290,14 @@ impl Kernel for PackPlane<'_> {
     }
 }
 
-struct Unpack<'a> {
+/// Unpacks a half.
+pub(super) struct Unpack<'a> {
     d: usize,
     half: &'a [u8],
     plane: Option<&'a [u8]>,
     rows: &'a mut [u16],
+    /// What is asked for from memory meanwhile.
+    ahead: &'a [u8],
 }
 
 impl Kernel for Unpack<'_> {
@@ -273,7 +320,11 @@ impl Kernel for Unpack<'_> {
             }
             return;
         }
-        for (values, (low, codes)) in coded {
+        let step = self.ahead.len().div_ceil(UNIT);
+        for (row, (values, (low, codes))) in coded.enumerate() {
+            for at in (row * step..self.ahead.len().min((row + 1) * step)).step_by(LINE) {
+                S::prefetch(self.ahead[at..].as_ptr().cast());
+            }
             decode_row(values, parts.bases, low, codes);
         }
         let count = parts.number(0) as usize;

@@ -151,3 +151,99 @@ fn the_bytes_are_those_of_the_format() {
     assert_eq!(half[1556..1560], [0x01, 0x30, 5, 0]);
     assert!(half[1560..].iter().all(|b| *b == 0));
 }
+
+/// Packed units of some heads' keys or values: `[unit][K | V]`, and their planes.
+fn packed(isa: Isa, d: usize, k: &[u16], v: &[u16], planes_max: usize) -> (Vec<u8>, Vec<u8>) {
+    let count = k.len() / (UNIT * d);
+    let (mut units, mut planes) =
+        (vec![0; 2 * count * half_bytes(d)], vec![0; count * planes_max * plane_bytes(d)]);
+    let of_unit = units.chunks_mut(2 * half_bytes(d)).zip(planes.chunks_mut(planes_max * plane_bytes(d)));
+    for (unit, (halves, planes)) in of_unit.enumerate() {
+        let mut taken = 0;
+        for (to, rows) in halves.chunks_mut(half_bytes(d)).zip([k, v]) {
+            let rows = &rows[unit * UNIT * d..][..UNIT * d];
+            if !pack_half(isa, d, rows, to) {
+                let plane = &mut planes[taken * plane_bytes(d)..][..plane_bytes(d)];
+                pack_half_plane(isa, d, rows, to, plane, taken as u32);
+                taken += 1;
+            }
+        }
+    }
+    (units, planes)
+}
+
+#[test]
+fn decode_over_packed_units_has_the_bits_of_plain_rows() {
+    let mut random = Random(4);
+    for round in 0..40 {
+        let below = |random: &mut Random, n: u64| (random.next() % n) as usize;
+        let d = DIMS[round % DIMS.len()];
+        let (group, tokens) = (1 + below(&mut random, 4), 1 + below(&mut random, 16));
+        let (units, start) = (1 + below(&mut random, 5), 256 * below(&mut random, 3) as u64);
+        // Of every few values one is far smaller than all others: some halves need planes.
+        let far = 1 + below(&mut random, 400) as u64;
+        let rows = |random: &mut Random| -> Vec<u16> {
+            let value = |random: &mut Random| match random.next() % far {
+                0 => random.next() as u16 & 0x807f | (random.next() % 100) as u16 + 10 << 7,
+                _ => random.normal(),
+            };
+            (0..units * UNIT * d).map(|_| value(random)).collect()
+        };
+        let (k, v) = (rows(&mut random), rows(&mut random));
+        let q: Vec<f32> =
+            (0..tokens * group * d).map(|_| f32::from(half::bf16::from_bits(random.normal()))).collect();
+        let geo = Geometry {
+            head_dim: d,
+            group,
+            scale: 1.0 / (d as f32).sqrt(),
+            window: [None, Some(1 + below(&mut random, 700))][round % 2],
+            q_start: start + (units * UNIT + below(&mut random, 300)) as u64,
+            sees: Sees::Before,
+        };
+        let attend = |isa: Isa, pieces: &[Keys<'_>]| {
+            let rows = tokens * group;
+            let (mut max, mut sum, mut acc) =
+                (vec![f32::NEG_INFINITY; rows], vec![0.0; rows], vec![0.0; rows * d]);
+            let state = StateMut { max: &mut max, sum: &mut sum, acc: &mut acc };
+            let mut scratch = vec![f32::NAN; 3 * rows * (d + 2)];
+            attend_decode_pieces(isa, &geo, UNIT, &mut [PiecedTask { q: &q, pieces, state }], &mut scratch);
+            [max, sum, acc].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        for isa in Isa::available() {
+            let (coded, planes) = packed(isa, d, &k, &v, 3);
+            let plain = attend(isa, &[Keys::Plain(KvRows { k: &k, v: &v, start })]);
+            let whole = PackedRows { units: &coded, planes: &planes, start };
+            assert!(attend(isa, &[Keys::Packed(whole)]) == plain, "{isa:?} {geo:?}");
+            // A packed piece, then a plain one.
+            let cut = below(&mut random, units as u64 + 1);
+            let (first, rest) = coded.split_at(cut * 2 * half_bytes(d));
+            let tail = (&k[cut * UNIT * d..], &v[cut * UNIT * d..], start + (cut * UNIT) as u64);
+            let pieces = [
+                Keys::Packed(PackedRows { units: first, planes: &planes[..cut * 3 * plane_bytes(d)], start }),
+                Keys::Plain(KvRows { k: tail.0, v: tail.1, start: tail.2 }),
+            ];
+            assert!(attend(isa, &pieces) == plain, "{isa:?} {geo:?} cut at {cut} of {}", rest.len());
+        }
+    }
+}
+
+/// `cargo test --release -p headinfer-core --lib -- --ignored --nocapture packing_rates`
+#[test]
+#[ignore = "a measurement"]
+fn packing_rates() {
+    let mut random = Random(5);
+    for d in [64, 80, 96, 128, 256] {
+        let rows: Vec<u16> = (0..UNIT * d).map(|_| random.normal()).collect();
+        let (mut half, mut back) = (vec![0; half_bytes(d)], vec![0; UNIT * d]);
+        for isa in Isa::available() {
+            let rate = |run: &mut dyn FnMut()| {
+                let begun = std::time::Instant::now();
+                (0..2000).for_each(|_| run());
+                2000.0 * (UNIT * d * 2) as f64 / begun.elapsed().as_secs_f64() / 1e9
+            };
+            let pack = rate(&mut || assert!(pack_half(isa, d, &rows, &mut half)));
+            let unpack = rate(&mut || unpack_half(isa, d, &half, None, &mut back));
+            eprintln!("{d:>4} {:<9} pack {pack:5.1} GB/s, unpack {unpack:5.1} GB/s of bf16", isa.name());
+        }
+    }
+}
