@@ -325,7 +325,7 @@ impl Kernel for Unpack<'_> {
             for at in (row * step..self.ahead.len().min((row + 1) * step)).step_by(LINE) {
                 S::prefetch(self.ahead[at..].as_ptr().cast());
             }
-            decode_row(values, parts.bases, low, codes);
+            decode_row::<S>(values, parts.bases, low, codes);
         }
         let count = parts.number(0) as usize;
         assert!(count <= escapes_max(d), "{count} escapes");
@@ -338,20 +338,27 @@ impl Kernel for Unpack<'_> {
 
 /// A row, but for values that escaped.
 #[inline(always)]
-fn decode_row(values: &mut [u16], bases: &[u8], low: &[u8], codes: &[u8]) {
+fn decode_row<S: Simd>(values: &mut [u16], bases: &[u8], low: &[u8], codes: &[u8]) {
     let half = codes.len();
     let (first, second) = values.split_at_mut(half);
-    let (first_bases, second_bases) = bases.split_at(half);
-    let (first_low, second_low) = low.split_at(half);
-    for j in 0..half {
-        first[j] = value(first_low[j], exponent_of(codes[j] & 15, first_bases[j]));
-        second[j] = value(second_low[j], exponent_of(codes[j] >> 4, second_bases[j]));
-    }
+    join::<S, false>(&low[..half], codes, &bases[..half], first);
+    join::<S, true>(&low[half..], codes, &bases[half..], second);
 }
 
 #[inline(always)]
-fn exponent_of(code: u8, base: u8) -> u8 {
-    if code == ZERO { 0 } else { base.wrapping_sub(code) }
+fn join<S: Simd, const HIGH: bool>(low: &[u8], codes: &[u8], bases: &[u8], to: &mut [u16]) {
+    let (half, step) = (codes.len(), 2 * S::LANES);
+    if half < step {
+        for (i, to) in to.iter_mut().enumerate() {
+            let code = if HIGH { codes[i] >> 4 } else { codes[i] & 15 };
+            *to = value(low[i], if code == ZERO { 0 } else { bases[i].wrapping_sub(code) });
+        }
+        return;
+    }
+    // The last vector ends with the half, and may begin within the one before.
+    for at in (0..half).step_by(step).map(|at| at.min(half - step)) {
+        S::join_codes::<HIGH>(&low[at..], &codes[at..], &bases[at..], &mut to[at..]);
+    }
 }
 
 #[inline(always)]
