@@ -161,7 +161,7 @@ __device__ __forceinline__ void write_plane(const bf16 *rows, unsigned char *cod
 }
 
 // Grid (units * heads * 2).
-extern "C" __global__ void __launch_bounds__(THREADS) pack(const __grid_constant__ PackParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) pack(const __grid_constant__ PackParams p) {
     __shared__ __align__(16) unsigned char bases[HEAD_DIM];
     __shared__ Escapes escapes;
     __shared__ u32 number;
