@@ -274,7 +274,7 @@ impl Split<'_> {
             for (n, key) in keys.iter_mut().enumerate() {
                 *key = &self.k[(first + n).min(last) * self.width..][..self.width];
             }
-            let ahead = self.ahead.scores.wrapping_add(first * self.width >> self.ahead.halved);
+            let ahead = self.ahead.scores.wrapping_add((first * self.width) >> self.ahead.halved);
             let sums = dots::<S, R, T>(q, &keys, ahead, self.ahead.halved);
             let mut lanes = [S::splat(0.0); LANES_MAX];
             for n in 0..T {
@@ -326,10 +326,10 @@ impl Split<'_> {
         let mut even = [[S::splat(0.0); W]; R];
         let mut odd = [[S::splat(0.0); W]; R];
         let halved = self.ahead.halved;
-        let next = self.ahead.sums.wrapping_add(2 * at * (self.v.len() / self.width) >> halved);
+        let next = self.ahead.sums.wrapping_add((2 * at * (self.v.len() / self.width)) >> halved);
         for (j, v) in self.v.chunks_exact(self.width).enumerate().take(SPLIT_MAX) {
             let v = &v[2 * at..][..step];
-            ask::<S>(next.wrapping_add(j * step >> halved), step >> halved);
+            ask::<S>(next.wrapping_add((j * step) >> halved), step >> halved);
             for c in 0..W {
                 let (v_even, v_odd) = S::load_bf16(&v[2 * c * S::LANES..]);
                 for r in 0..R {
@@ -360,7 +360,7 @@ fn dots<S: Simd, const R: usize, const T: usize>(
 ) -> [[S::V; R]; T] {
     let mut sums = [[S::splat(0.0); R]; T];
     for (i, q) in q.chunks_exact(2 * S::LANES * R).enumerate() {
-        let few = T * 2 * S::LANES >> halved;
+        let few = (T * 2 * S::LANES) >> halved;
         ask::<S>(ahead.wrapping_add(i * few), few);
         if R == 1 {
             // One key's pairs at a time: those of all would fill the register file.

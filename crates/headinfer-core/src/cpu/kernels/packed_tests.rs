@@ -184,7 +184,7 @@ fn decode_over_packed_units_has_the_bits_of_plain_rows() {
         let far = 1 + below(&mut random, 400) as u64;
         let rows = |random: &mut Random| -> Vec<u16> {
             let value = |random: &mut Random| match random.next() % far {
-                0 => random.next() as u16 & 0x807f | (random.next() % 100) as u16 + 10 << 7,
+                0 => random.next() as u16 & 0x807f | (((random.next() % 100) as u16 + 10) << 7),
                 _ => random.normal(),
             };
             (0..units * UNIT * d).map(|_| value(random)).collect()
