@@ -45,6 +45,9 @@ pub fn units(head_dim: usize, prefill: &PrefillKernel) -> Vec<Unit> {
         sources: vec![PRELUDE, ATTENTION, include_str!("kernels/attention_decode.cu")],
         defines: vec![head_dim.clone(), format!("SPLIT={SPLIT}")],
     };
+    let of_heads = |name, text| Unit { defines: vec![head_dim.clone()], ..plain(name, text) };
+    let pack = of_heads("pack", include_str!("kernels/pack.cu"));
+    let unpack = of_heads("unpack", include_str!("kernels/unpack.cu"));
     let text = match prefill {
         PrefillKernel::Portable(_) => include_str!("kernels/attention_prefill.cu"),
         PrefillKernel::Hopper(_) => include_str!("kernels/attention_prefill_hopper.cu"),
@@ -52,7 +55,7 @@ pub fn units(head_dim: usize, prefill: &PrefillKernel) -> Vec<Unit> {
     let prefill = Unit {
         name: prefill.name(),
         sources: vec![PRELUDE, ATTENTION, ATTENTION_ROWS, text],
-        defines: [vec![head_dim], prefill.defines()].concat(),
+        defines: [vec![head_dim.clone()], prefill.defines()].concat(),
     };
     vec![
         plain("embed", include_str!("kernels/embed.cu")),
@@ -64,6 +67,8 @@ pub fn units(head_dim: usize, prefill: &PrefillKernel) -> Vec<Unit> {
         plain("random_weights", include_str!("kernels/random_weights.cu")),
         plain("delay", include_str!("kernels/delay.cu")),
         plain("host", include_str!("kernels/host.cu")),
+        pack,
+        unpack,
         prefill,
         decode,
     ]

@@ -5,6 +5,7 @@ mod commands;
 mod date;
 mod device;
 mod error;
+mod heap;
 mod input;
 mod interrupt;
 mod machine;
@@ -21,6 +22,7 @@ mod tensors_out;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    heap::limit_arenas();
     let (cli, environment) = match args::parse() {
         Ok(parsed) => parsed,
         Err(end) => return end,

@@ -118,7 +118,7 @@ pub(crate) fn session(
 /// A system that promised memory it does not have ends the process that uses it: so what there is decides before.
 fn check_room(plan: &Plan) -> Result<(), Failure> {
     let bytes = |memory| plan.layout().bytes(memory);
-    let host = bytes(Memory::Host) + plan.store_bytes();
+    let host = bytes(Memory::Host) + plan.store_bytes() + plan.guess_bytes();
     let (need, caps) = match plan.request.device {
         DeviceKind::Cpu => (host + bytes(Memory::Device), "--gpu-memory and --host-memory that sum to"),
         DeviceKind::Cuda => (host, "--host-memory"),

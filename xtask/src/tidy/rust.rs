@@ -5,13 +5,14 @@ use super::tree::File;
 use super::{Fault, Tree};
 
 /// The only rooms with unsafe code, by the start of the path.
-const UNSAFE_ROOMS: [&str; 6] = [
+const UNSAFE_ROOMS: [&str; 7] = [
     "crates/headinfer-core/src/memory/",
     "crates/headinfer-core/src/cpu/kernels/linear", // the interface of `gemm` is pointers
     "crates/headinfer-core/src/cpu/kernels/simd",
     "crates/headinfer-core/src/model/mapping",
     "crates/headinfer-core/src/store/ring", // io_uring takes pointers
     "crates/headinfer-cuda/",
+    "crates/headinfer/src/heap.rs", // a setting of the C library's allocator
 ];
 
 /// The only rooms that read environment variables, by the start of the path.

@@ -1,7 +1,9 @@
 //! Attention of a step over the past of heads that the CPU attends to where it lies: the op `AttendHost`, for every
 //! backend. Must not know whose memory it is.
 
-use super::kernels::{Geometry, Isa, KvRows, PiecedTask, Sees, StateMut, attend_decode_pieces, state_init};
+use super::kernels::{
+    Geometry, Isa, Keys, KvRows, PiecedTask, Sees, StateMut, attend_decode_pieces, state_init,
+};
 use crate::plan::{Plan, SPLIT, Step};
 
 /// What the op reads and writes, as its operands name it.
@@ -52,7 +54,7 @@ fn pieces<'a>(
     layer: usize,
     heads: usize,
     past: Vec<(&'a [u16], &'a [u16])>,
-) -> Vec<Vec<KvRows<'a>>> {
+) -> Vec<Vec<Keys<'a>>> {
     let mut pieces = vec![Vec::new(); heads];
     let mut past = past.into_iter();
     for tile in plan.visible_tiles(step, layer) {
@@ -62,7 +64,7 @@ fn pieces<'a>(
             let mut start = first;
             while start < end {
                 let (k, v) = past.next().expect("the op declares all rows of its tiles");
-                head.push(KvRows { k, v, start: start as u64 });
+                head.push(Keys::Plain(KvRows { k, v, start: start as u64 }));
                 start += k.len() / plan.spec.head_dim;
             }
         }

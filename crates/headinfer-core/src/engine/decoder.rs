@@ -100,7 +100,7 @@ impl Decoder {
         self.counts
     }
 
-    /// Host memory that guesses are made from, which is not the plan's: it grows with the text.
+    /// Host memory that guesses are made from: it grows with the text, up to [`Plan::guess_bytes`](crate::plan::Plan::guess_bytes).
     pub fn guess_bytes(&self) -> usize {
         self.guesses.as_ref().map_or(0, |guesses| guesses.guesser.bytes())
     }

@@ -9,7 +9,7 @@ use super::{Machine, Plan};
 use crate::dtype::DType;
 use crate::model::spec::ModelSpec;
 use crate::store::{self, StoreOptions};
-use crate::units::{Bytes, MIB};
+use crate::units::{Bytes, KIB, MIB};
 
 /// What kind of device a plan is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub struct Request {
     pub context: usize,
     /// Bytes of device memory the process may use.
     pub device_budget: u64,
-    /// Bytes of host memory the plan may allocate, [`Request::stored`]'s included.
+    /// Bytes of host memory the plan may allocate, [`Request::stored`]'s and the index of guesses included.
     pub host_budget: u64,
     /// Least tokens of a checkpoint, when a session store keeps the prefill: it holds some of them in host memory.
     pub stored: Option<usize>,
@@ -119,6 +119,8 @@ pub enum PlanError {
 /// Contexts beyond this are refused: offsets and positions stay far from overflow.
 pub(super) const CONTEXT_MAX: usize = 1 << 32;
 const RING_SLOTS: usize = 3;
+/// More would only hold what waits; with the longest tiles their bytes are still far from the end of 64 bits.
+const RING_SLOTS_MAX: usize = 1 << 6;
 /// One block of weights is used while the next is fetched.
 const WEIGHT_SLOTS: usize = 2;
 /// Who asks for streamed weights wants the device for something else: of this many layers one may stay.
@@ -158,6 +160,12 @@ impl Plan {
     /// Bytes of host memory that a session store takes beside the plan's; 0 without one.
     pub fn store_bytes(&self) -> u64 {
         store_bytes(&self.spec, &self.request, self.knobs().chunk)
+    }
+
+    /// Bytes of host memory, beside the plan's regions, that the engine's index of guesses takes at most: by then the
+    /// text is as long as the context.
+    pub fn guess_bytes(&self) -> u64 {
+        guess_bytes(self.request.context)
     }
 
     /// Longest context that fits `request` with everything else unchanged; 0 when none does.
@@ -258,9 +266,15 @@ fn fit(spec: &ModelSpec, request: &Request, knobs: Knobs) -> Option<Plan> {
     fits.then(|| Plan { spec: spec.clone(), request: request.clone(), layout, why: Vec::new() })
 }
 
-/// What the plan allocates and what the session store takes beside it.
+/// What the plan allocates, and what the session store and the index of guesses take beside it.
 fn host_need(spec: &ModelSpec, request: &Request, layout: &Layout) -> u64 {
-    layout.bytes(Memory::Host) + store_bytes(spec, request, layout.knobs.chunk)
+    let beside = store_bytes(spec, request, layout.knobs.chunk) + guess_bytes(request.context);
+    layout.bytes(Memory::Host) + beside
+}
+
+/// Tables at most three quarters full and a list that double as they grow (`engine/guess/lookup.rs`), and their least sizes.
+fn guess_bytes(context: usize) -> u64 {
+    40 * context as u64 + KIB
 }
 
 fn store_bytes(spec: &ModelSpec, request: &Request, chunk: usize) -> u64 {
@@ -349,6 +363,9 @@ fn check_overrides(spec: &ModelSpec, request: &Request) -> Result<(), PlanError>
     }
     if o.chunk == Some(0) || o.ring_slots == Some(0) || o.logit_rows == Some(0) {
         return refuse("--chunk, ring slots and logit rows must be at least 1".into());
+    }
+    if let Some(n) = o.ring_slots.filter(|n| *n > RING_SLOTS_MAX) {
+        return refuse(format!("ring slots must be 1..={RING_SLOTS_MAX}, not {n}"));
     }
     if let Some(n) = o.heads_per_group.filter(|n| *n == 0 || *n > spec.kv_heads) {
         return refuse(format!("--heads-per-group must be 1..={} for this model, not {n}", spec.kv_heads));

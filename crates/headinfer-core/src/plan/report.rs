@@ -141,10 +141,16 @@ impl Plan {
         let overhead = self.request.machine.device_overhead;
         let (bytes, budget) = match memory {
             Memory::Device => (self.device_bytes(), self.request.device_budget),
-            Memory::Host => (self.host_bytes() + self.store_bytes(), self.request.host_budget),
+            Memory::Host => {
+                let beside = self.store_bytes() + self.guess_bytes();
+                (self.host_bytes() + beside, self.request.host_budget)
+            }
         };
         if memory == Memory::Host && self.store_bytes() > 0 {
             regions.push(RegionReport { name: "session store".into(), bytes: self.store_bytes() });
+        }
+        if memory == Memory::Host {
+            regions.push(RegionReport { name: "index of guesses".into(), bytes: self.guess_bytes() });
         }
         if memory == Memory::Device && overhead > 0 {
             regions.push(RegionReport { name: "driver context".into(), bytes: overhead });

@@ -1,5 +1,11 @@
 //! Plans, schedules and hazards: what can be said without arithmetic.
 
+use headinfer_core::dtype::DType;
+use headinfer_core::engine::guess::{Guesser, Lookup};
+use headinfer_core::model::config::{
+    HEAD_DIM_MAX, HEADS_MAX, HIDDEN_MAX, INTERMEDIATE_MAX, KV_WIDTH_MAX, LAYERS_MAX, VOCAB_MAX,
+};
+use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::plan::hazard::{self, Hazard, Order};
 use headinfer_core::plan::paper::PaperLayout;
 use headinfer_core::plan::{
@@ -373,12 +379,12 @@ fn a_session_store_is_within_the_host_budget() {
     let two = 2 * plan.knobs().chunk as u64 * plan.kv_bytes_per_token();
     assert!(two < plan.store_bytes() && plan.store_bytes() < two + MIB, "{} bytes", plan.store_bytes());
     let report = plan.report().host;
-    assert_eq!(report.bytes, plan.host_bytes() + plan.store_bytes());
+    assert_eq!(report.bytes, plan.host_bytes() + plan.store_bytes() + plan.guess_bytes());
     assert!(report.regions.iter().any(|r| r.name == "session store" && r.bytes == plan.store_bytes()));
     let fits = |host_budget, chunk| {
         let overrides = Overrides { chunk: Some(chunk), resident_heads: Some(0), ..Overrides::default() };
         Plan::new(&spec, &Request { host_budget, overrides, ..stored.clone() }).map(|plan| {
-            assert!(plan.host_bytes() + plan.store_bytes() <= host_budget);
+            assert!(plan.report().host.bytes <= host_budget);
         })
     };
     let Err(PlanError::DoesNotFit { need, memory: "host", .. }) = fits(17 * GIB, 8192) else {
@@ -451,6 +457,7 @@ fn impossible_overrides_are_refused_by_name() {
     let bad = [
         (Overrides { tile: Some(100), ..Overrides::default() }, "--tile"),
         (Overrides { chunk: Some(0), ..Overrides::default() }, "--chunk"),
+        (Overrides { ring_slots: Some(usize::MAX), ..Overrides::default() }, "ring slots"),
         (Overrides { heads_per_group: Some(3), ..Overrides::default() }, "--heads-per-group"),
         (Overrides { resident_heads: Some(5), ..Overrides::default() }, "heads"),
         (Overrides { kept_layers: Some(2), ..Overrides::default() }, "layers"),
@@ -460,5 +467,64 @@ fn impossible_overrides_are_refused_by_name() {
             Err(PlanError::Override(text)) => assert!(text.contains(name), "{text}"),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[test]
+fn the_index_of_guesses_is_within_what_the_plan_says() {
+    let spec = tiny(1, 2, 1, 16);
+    // All sequences differ: the most there can be of them.
+    let mut lookup = Lookup::default();
+    for tokens in 0..20_000 {
+        if tokens > 0 {
+            let plan = Plan::new(&spec, &request(DeviceKind::Cpu, tokens)).unwrap();
+            assert!(lookup.bytes() as u64 <= plan.guess_bytes(), "{tokens} tokens: {}", lookup.bytes());
+        }
+        lookup.push(tokens as u32);
+    }
+}
+
+#[test]
+fn the_largest_shape_and_context_never_wrap() {
+    let (layers, wide) = (LAYERS_MAX, HEAD_DIM_MAX);
+    let spec = ModelSpec {
+        vocab: VOCAB_MAX,
+        hidden: HIDDEN_MAX,
+        intermediate: INTERMEDIATE_MAX,
+        dtype: DType::F32,
+        ..tiny(layers, HEADS_MAX, KV_WIDTH_MAX / layers / wide, wide)
+    };
+    let overrides = Overrides {
+        chunk: Some(1 << 32),
+        tile: Some(1 << 32),
+        ring_slots: Some(1 << 6),
+        logit_rows: Some(usize::MAX),
+        ..Overrides::default()
+    };
+    for device in [DeviceKind::Cpu, DeviceKind::Cuda] {
+        let request = Request {
+            overrides: overrides.clone(),
+            device_budget: u64::MAX,
+            host_budget: u64::MAX,
+            weights: WeightsMode::Stream,
+            placement: PlacementMode::Offload,
+            ..request(device, 1 << 32)
+        };
+        let plan = Plan::new(&spec, &request).unwrap();
+        for memory in [Memory::Device, Memory::Host] {
+            let regions = plan.layout().regions().iter().filter(|r| r.span.memory == memory);
+            let sum: u128 = regions.map(|r| u128::from(r.span.bytes.next_multiple_of(256))).sum();
+            assert_eq!(sum, u128::from(plan.layout().bytes(memory)), "{memory:?}");
+        }
+        let kv = (4 * KV_WIDTH_MAX as u128) << 32;
+        assert_eq!(u128::from(plan.layout().region_bytes(RegionId::HostKv)), kv);
+        assert!(matches!(
+            Plan::new(&spec, &Request { host_budget: 1 << 50, ..request }),
+            Err(PlanError::DoesNotFit { .. })
+        ));
+    }
+    for context in [0, (1 << 32) + 1, 1 << 63, usize::MAX] {
+        let refused = Plan::new(&spec, &request(DeviceKind::Cpu, context));
+        assert!(matches!(refused, Err(PlanError::Override(text)) if text.contains("--context")));
     }
 }

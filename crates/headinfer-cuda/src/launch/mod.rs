@@ -10,6 +10,7 @@ pub(crate) mod delay;
 pub(crate) mod embed;
 pub(crate) mod host;
 pub(crate) mod norm;
+pub(crate) mod pack;
 pub(crate) mod product;
 pub(crate) mod project;
 pub(crate) mod random_weights;
@@ -47,6 +48,8 @@ pub(crate) struct Kernels {
     await_flag: CUfunction,
     give_queries: CUfunction,
     take_state: CUfunction,
+    pack: CUfunction,
+    unpack: CUfunction,
     attention_prefill: CUfunction,
     attention_decode: CUfunction,
     attention_merge: CUfunction,
@@ -96,6 +99,8 @@ impl Kernels {
             await_flag: modules.function("await_flag", 0)?,
             give_queries: modules.function("give_queries", 0)?,
             take_state: modules.function("take_state", 0)?,
+            pack: modules.function("pack", 0)?,
+            unpack: modules.function("unpack", 0)?,
             attention_prefill: prefer_shared(
                 modules.function(prefill.name(), prefill.shared_bytes(head_dim))?,
             )?,

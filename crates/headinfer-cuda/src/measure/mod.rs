@@ -4,6 +4,7 @@
 //! A [`Bed`] has memory of its own, which is never a plan's: it is made and freed while no backend is open. Its values
 //! are random, as a device that multiplies zeros is faster than it ever is at work.
 
+mod packing;
 mod rates;
 mod shapes;
 mod together;
@@ -24,6 +25,7 @@ use crate::slab::HostSlab;
 use crate::stream::{Event, Stream};
 use crate::{CudaOptions, OpenError};
 
+pub use packing::{Packed, Packing, PackingRates};
 pub use rates::Rates;
 pub use shapes::{Attended, Product, layer_products};
 

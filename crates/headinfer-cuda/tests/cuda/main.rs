@@ -8,6 +8,7 @@ mod large;
 mod measure;
 mod models;
 mod ops;
+mod packed;
 mod placement;
 mod reference;
 mod run;

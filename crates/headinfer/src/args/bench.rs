@@ -90,7 +90,8 @@ pub(crate) struct MeasureArgs {
 #[command(after_help = "\
 Examples:
   headinfer bench prefill -m random:small --context 16k
-  headinfer bench prefill -m random:llama-3.2-1b --context 128k --at 127k --json")]
+  headinfer bench prefill -m random:llama-3.2-1b --context 128k --at 127k --json
+  headinfer bench prefill -m random:llama-3-8b --context 1000010 -n 10 --gpu-memory 24GiB")]
 pub(crate) struct PrefillArgs {
     #[command(flatten)]
     pub(crate) measure: MeasureArgs,
@@ -98,6 +99,11 @@ pub(crate) struct PrefillArgs {
     /// Start at this depth, over a synthetic past of random K and V; default from nothing.
     #[arg(long, value_name = "N", value_parser = parse_tokens)]
     pub(crate) at: Option<usize>,
+
+    /// Greedy tokens to decode after it; they are the last of the context.
+    #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
+    pub(crate) tokens: u32,
 }
 
 /// Decode at the end of a context: time per token against the floor, KV read or copied against the bandwidth.

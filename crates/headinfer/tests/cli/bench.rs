@@ -63,6 +63,22 @@ fn a_synthetic_past_is_the_same_wherever_it_is_kept() {
 }
 
 #[test]
+fn greedy_tokens_after_a_prefill_are_counted_apart() {
+    let line = "bench prefill -m random:tiny --device cpu -c 305 -n 5 --json --placement";
+    let (resident, offload) = (measured(&format!("{line} resident")), measured(&format!("{line} offload")));
+    let alone = measured("bench prefill -m random:tiny --device cpu -c 300 --json");
+    assert_eq!((&offload["tokens"], &offload["logits_hash"]), (&300.into(), &alone["logits_hash"]));
+    let decoded = |of: &Value| (of["decoded"]["ids"].clone(), of["decoded"]["logits_hash"].clone());
+    assert_eq!(decoded(&resident), decoded(&offload));
+    assert_eq!(
+        (offload["decoded"]["ids"].as_array().unwrap().len(), &offload["decoded"]["count"]),
+        (5, &5.into())
+    );
+    assert_ne!(offload["decoded"]["logits_hash"], offload["logits_hash"]);
+    run("bench prefill -m random:tiny --device cpu -c 100 -n 100").fails(2, &["100 tokens", "--context 100"]);
+}
+
+#[test]
 fn decode_after_a_real_prefill_is_measured() {
     let report = measured("bench decode -m random:tiny --device cpu -c 300 -n 4 --placement offload --json");
     assert_eq!((&report["tokens"], &report["repetitions"]["count"]), (&1.into(), &4.into()));

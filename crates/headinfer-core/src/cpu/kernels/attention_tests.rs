@@ -228,7 +228,7 @@ fn keys_in_pieces_give_the_bits_of_keys_in_a_row() {
         let Case { start: 0 | 256, .. } = case else { continue };
         let (d, rows) = (case.geo.head_dim, case.q.len() / case.geo.head_dim);
         for (isa, cut) in Isa::available().into_iter().flat_map(|isa| [(isa, 256), (isa, 512)]) {
-            let rows_of = |(k, v), i| KvRows { k, v, start: case.start + (i * cut) as u64 };
+            let rows_of = |(k, v), i| Keys::Plain(KvRows { k, v, start: case.start + (i * cut) as u64 });
             let pieces = case.k.chunks(cut * d).zip(case.v.chunks(cut * d)).zip(0..);
             let pieces: Vec<_> = pieces.map(|(kv, i)| rows_of(kv, i)).collect();
             let (mut max, mut sum, mut acc) =

@@ -7,6 +7,7 @@
 use super::Isa;
 use super::attention::{Geometry, HEAD_DIM_MAX, HeadTask, KvRows, StateMut, front};
 use super::decode_split::{Cut, Run, SPLIT_MAX};
+use super::packed::{PackedRows, UNIT};
 use super::share::{portion, share};
 use super::simd::{Kernel, Simd, dispatch};
 
@@ -25,9 +26,34 @@ pub struct PiecedTask<'a> {
     /// As [`HeadTask::q`].
     pub q: &'a [f32],
     /// Keys and values, in order of position; cut alike for all heads of a call.
-    pub pieces: &'a [KvRows<'a>],
+    pub pieces: &'a [Keys<'a>],
     /// Where the result goes.
     pub state: StateMut<'a>,
+}
+
+/// Keys and values of consecutive positions.
+#[derive(Clone, Copy, Debug)]
+pub enum Keys<'a> {
+    /// As they are.
+    Plain(KvRows<'a>),
+    /// In packed units, which are splits.
+    Packed(PackedRows<'a>),
+}
+
+impl Keys<'_> {
+    pub(super) fn start(&self) -> u64 {
+        match self {
+            Self::Plain(rows) => rows.start,
+            Self::Packed(rows) => rows.start,
+        }
+    }
+
+    fn rows(&self, d: usize) -> usize {
+        match self {
+            Self::Plain(rows) => rows.k.len() / d,
+            Self::Packed(rows) => rows.rows(d),
+        }
+    }
 }
 
 /// Attends all rows of each head to its keys, under the causal mask and the window of `geo`, with splits at
@@ -40,16 +66,15 @@ pub fn attend_decode(
     heads: &mut [HeadTask<'_>],
     scratch: &mut [f32],
 ) {
-    let mut heads: Vec<_> = heads.iter_mut().map(in_one_piece).collect();
-    attend_decode_pieces(isa, geo, split, &mut heads, scratch);
+    let pieces: Vec<_> = heads.iter().map(|head| Keys::Plain(head.kv)).collect();
+    let heads = heads.iter_mut().zip(&pieces).map(|(head, keys)| {
+        let StateMut { max, sum, acc } = &mut head.state;
+        PiecedTask { q: head.q, pieces: std::slice::from_ref(keys), state: StateMut { max, sum, acc } }
+    });
+    attend_decode_pieces(isa, geo, split, &mut heads.collect::<Vec<_>>(), scratch);
 }
 
-fn in_one_piece<'a>(head: &'a mut HeadTask<'_>) -> PiecedTask<'a> {
-    let StateMut { max, sum, acc } = &mut head.state;
-    PiecedTask { q: head.q, pieces: std::slice::from_ref(&head.kv), state: StateMut { max, sum, acc } }
-}
-
-/// As [`attend_decode`] over the rows of all pieces, with the same bits as if they lay together.
+/// As [`attend_decode`] over the rows of all pieces, with the same bits as if they lay together and were not packed.
 pub fn attend_decode_pieces(
     isa: Isa,
     geo: &Geometry,
@@ -61,9 +86,11 @@ pub fn attend_decode_pieces(
     assert!(split <= SPLIT_MAX, "splits of {split} keys");
     let Some(first) = heads.first() else { return };
     let rows = first.state.max.len();
-    let keys = first.pieces.iter().map(|kv| kv.k.len()).sum::<usize>() / geo.head_dim;
+    let packed = first.pieces.iter().any(|keys| matches!(keys, Keys::Packed(_)));
+    assert!(!packed || split == UNIT, "splits of {split} keys of packed units");
+    let keys: usize = first.pieces.iter().map(|keys| keys.rows(geo.head_dim)).sum();
     let cuts = first.pieces.iter().enumerate();
-    let cuts = cuts.flat_map(|(piece, kv)| cuts_of(piece, kv.start, kv.k.len() / geo.head_dim, split));
+    let cuts = cuts.flat_map(|(piece, keys)| cuts_of(piece, keys.start(), keys.rows(geo.head_dim), split));
     let cuts: Vec<Cut> = cuts.collect();
     let partial = rows * (geo.head_dim + 2);
     let in_flight = scratch.len() / (partial * heads.len());
@@ -76,7 +103,7 @@ pub fn attend_decode_pieces(
             runs.into_iter().for_each(|run| dispatch(isa, run));
         } else {
             // What a thread does next it asks for ahead.
-            share(runs, |run, next| dispatch(isa, Run { next: next.map_or(run.next, Run::keys), ..run }));
+            share(runs, |run, next| dispatch(isa, Run { next: next.map_or(run.next, Run::bytes), ..run }));
         }
         let folds = heads.iter_mut().zip(partials.chunks(partial * wave.len()));
         let folds = folds.flat_map(|(head, partials)| folds_of(head, partials, rows, geo.head_dim));
@@ -104,7 +131,8 @@ fn runs<'a>(
             let piece = few[0].piece;
             let (cuts, after) = rest.split_at(few.iter().take_while(|cut| cut.piece == piece).count());
             let partials = front(&mut partials, cuts.len() * rows * (geo.head_dim + 2));
-            runs.push(Run { geo, q: head.q, kv: head.pieces[piece], cuts, partials, rows, next: &[] });
+            let keys = head.pieces[piece];
+            runs.push(Run { geo, q: head.q, keys, cuts, partials, rows, next: &[] });
             left -= cuts.len();
             rest = after;
         }

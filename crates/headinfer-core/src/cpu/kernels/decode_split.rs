@@ -2,12 +2,17 @@
 //!
 //! bf16 rows are read in place as even and odd elements, one operation a vector; queries and accumulators are kept in
 //! that order. Per split first all of K, then all of V; what comes next is asked for line by line meanwhile, a whole
-//! half of a split ahead.
+//! half of a split ahead. A packed split is unpacked to memory of the thread, which stays in its second cache; the next
+//! one is asked for meanwhile, a quarter of it during each half's unpacking, the scores and the sums.
 //!
 //! f32 FMA rather than `vdpbf16ps`: as exact, a query would take three bf16 parts, so three instructions at one a cycle
 //! for a vector of pairs, against two FMA at two a cycle and, shared by all rows, two operations to convert.
 
-use super::attention::{Geometry, HEAD_DIM_MAX, KvRows, aligned_parts};
+use std::cell::Cell;
+
+use super::attention::{Geometry, HEAD_DIM_MAX, aligned_parts};
+use super::decode::Keys;
+use super::packed::{PackedRows, half_bytes};
 use super::simd::{Kernel, Simd};
 
 /// Keys of a split, at most.
@@ -31,78 +36,115 @@ pub(super) struct Cut {
 pub(super) struct Run<'a> {
     pub(super) geo: &'a Geometry,
     pub(super) q: &'a [f32],
-    pub(super) kv: KvRows<'a>,
+    pub(super) keys: Keys<'a>,
     pub(super) cuts: &'a [Cut],
     /// Per split `[max; rows]`, `[sum; rows]`, `[rows, head_dim]` of even then odd elements.
     pub(super) partials: &'a mut [f32],
     pub(super) rows: usize,
-    /// K of what the thread does next, if known.
-    pub(super) next: &'a [u16],
+    /// [`Run::bytes`] of what the thread does next, if known.
+    pub(super) next: &'a [u8],
 }
 
 impl<'a> Run<'a> {
-    /// K from the first of its splits on.
-    pub(super) fn keys(&self) -> &'a [u16] {
-        &self.kv.k[self.cuts[0].from * self.geo.head_dim..]
+    /// What is read first, from the first of its splits on.
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        self.bytes_from(&self.cuts[0])
     }
+
+    fn bytes_from(&self, cut: &Cut) -> &'a [u8] {
+        let d = self.geo.head_dim;
+        match self.keys {
+            Keys::Plain(rows) => bytemuck::cast_slice(&rows.k[cut.from * d..]),
+            Keys::Packed(packed) => packed.from(cut.from / SPLIT_MAX, d),
+        }
+    }
+
+    /// Whether any row sees keys of `cut`.
+    fn sees(&self, cut: &Cut) -> bool {
+        let start = self.keys.start();
+        let (from, to) = (start + cut.from as u64, start + cut.to as u64);
+        (0..self.rows).any(|row| {
+            let (first, end) = self.geo.visible(row);
+            first.max(from) < end.min(to)
+        })
+    }
+}
+
+thread_local! {
+    /// K and V of a split, unpacked; kept, as the system takes its time to hand out so much zeroed memory.
+    static UNPACKED: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
 }
 
 impl Kernel for Run<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self) {
-        let (geo, d, rows) = (self.geo, self.geo.head_dim, self.rows);
+    fn run<S: Simd>(mut self) {
+        let (d, rows) = (self.geo.head_dim, self.rows);
         let width = d.next_multiple_of(2 * S::LANES);
         let mut memory = vec![0.0; rows * width + LINE];
         let [q] = aligned_parts(&mut memory, [rows * width]);
-        arrange::<S>(geo, self.q, q, width);
+        arrange::<S>(self.geo, self.q, q, width);
         // Rows of K and V that do not fill whole vectors are padded first: the products read whole vectors only.
         let half = if width == d { 0 } else { SPLIT_MAX * width };
         let mut padded = vec![0; 2 * half];
         let (padded_k, padded_v) = padded.split_at_mut(half);
-        let last = self.cuts.len() - 1;
-        for (i, partial) in self.partials.chunks_mut(rows * (d + 2)).enumerate() {
-            let cut = self.cuts[i];
-            let span = cut.from * d..cut.to * d;
-            let (k, v) = (&self.kv.k[span.clone()], &self.kv.v[span]);
-            let next = match (i == last, self.next.is_empty()) {
-                (false, _) => k.as_ptr().wrapping_add(k.len()),
-                (true, false) => self.next.as_ptr(),
-                // Nothing to ask for but what is there.
-                (true, true) => k.as_ptr(),
+        let mut unpacked = UNPACKED.take();
+        if matches!(self.keys, Keys::Packed(_)) {
+            unpacked.resize(2 * SPLIT_MAX * HEAD_DIM_MAX, 0);
+        }
+        let partials = std::mem::take(&mut self.partials);
+        for (i, partial) in partials.chunks_mut(rows * (d + 2)).enumerate() {
+            let cut = &self.cuts[i];
+            let next = self.cuts.get(i + 1).map_or(self.next, |cut| self.bytes_from(cut));
+            let (k, v) = match self.keys {
+                Keys::Plain(kv) => (&kv.k[cut.from * d..cut.to * d], &kv.v[cut.from * d..cut.to * d]),
+                Keys::Packed(packed) => {
+                    let (k, v) = unpacked.split_at_mut(SPLIT_MAX * HEAD_DIM_MAX);
+                    let (k, v) = (&mut k[..SPLIT_MAX * d], &mut v[..SPLIT_MAX * d]);
+                    if self.sees(cut) {
+                        unpack::<S>(&packed, cut, d, (&mut *k, &mut *v), next);
+                    }
+                    (&*k, &*v)
+                }
             };
+            let ends = next.is_empty();
             let (k, v) = match width == d {
                 true => (k, v),
                 false => (pad(k, d, padded_k, width), pad(v, d, padded_v, width)),
             };
-            let split = Split { k, v, width, next, start: self.kv.start + cut.from as u64 };
-            let (max, rest) = partial.split_at_mut(rows);
-            let (sum, acc) = rest.split_at_mut(rows);
-            for first in (0..rows).step_by(ROWS) {
-                let last = rows.min(first + ROWS);
-                let rows = Rows {
-                    geo,
-                    first,
-                    q: &q[first * width..last * width],
-                    max: &mut max[first..last],
-                    sum: &mut sum[first..last],
-                    acc: &mut acc[first * d..last * d],
-                };
-                // Rows, keys and pairs of columns at once: rows times keys at most the lanes of a vector, and as many sums
-                // as the register file holds.
-                match (last - first, S::LANES) {
-                    (1, _) => split.attend::<S, 1, 8, 4>(rows),
-                    (2, LANES_MAX) => split.attend::<S, 2, 8, 4>(rows),
-                    (2, _) => split.attend::<S, 2, 4, 2>(rows),
-                    (3, LANES_MAX) => split.attend::<S, 3, 4, 2>(rows),
-                    (3, _) => split.attend::<S, 3, 2, 1>(rows),
-                    (_, LANES_MAX) => split.attend::<S, ROWS, 4, 2>(rows),
-                    _ => split.attend::<S, ROWS, 2, 1>(rows),
+            let ahead = match (self.keys, ends) {
+                // Nothing to ask for but what is there.
+                (Keys::Plain(_), true) => Ahead { scores: v.as_ptr(), sums: k.as_ptr(), halved: 0 },
+                (Keys::Packed(_), true) => Ahead { scores: k.as_ptr(), sums: k.as_ptr(), halved: 1 },
+                (Keys::Plain(_), false) => {
+                    Ahead { scores: v.as_ptr(), sums: next.as_ptr().cast(), halved: 0 }
                 }
-            }
+                (Keys::Packed(_), false) => {
+                    let quarter = |i| next.as_ptr().wrapping_add(i * half_bytes(d) / 2).cast();
+                    Ahead { scores: quarter(2), sums: quarter(3), halved: 1 }
+                }
+            };
+            let split = Split { k, v, width, ahead, start: self.keys.start() + cut.from as u64 };
+            split.attend_all::<S>(self.geo, q, partial, rows);
         }
+        UNPACKED.set(unpacked);
     }
+}
+
+/// K and V of a unit; meanwhile the first half of the `next` one is asked for.
+#[inline(always)]
+fn unpack<S: Simd>(
+    packed: &PackedRows<'_>,
+    cut: &Cut,
+    d: usize,
+    (k, v): (&mut [u16], &mut [u16]),
+    next: &[u8],
+) {
+    let next = &next[..next.len().min(half_bytes(d))];
+    let (first, second) = next.split_at(next.len() / 2);
+    S::call(packed.unpack(d, (cut.from / SPLIT_MAX, 0), k, first));
+    S::call(packed.unpack(d, (cut.from / SPLIT_MAX, 1), v, second));
 }
 
 /// Queries scaled, by log2(e) too, in the order of use: for each few rows, for each vector of pairs, for each row, even
@@ -147,12 +189,52 @@ struct Split<'a> {
     k: &'a [u16],
     v: &'a [u16],
     width: usize,
-    /// Where the K of the next split is.
-    next: *const u16,
+    ahead: Ahead,
     start: u64,
 }
 
+/// What is asked for meanwhile.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// While scores are computed, as many bytes as K has.
+    scores: *const u16,
+    /// While values are summed, as many as V has.
+    sums: *const u16,
+    /// 1 for half as many.
+    halved: u32,
+}
+
 impl Split<'_> {
+    /// The states of all `rows`.
+    #[inline(always)]
+    fn attend_all<S: Simd>(&self, geo: &Geometry, q: &[f32], partial: &mut [f32], rows: usize) {
+        let (d, width) = (geo.head_dim, self.width);
+        let (max, rest) = partial.split_at_mut(rows);
+        let (sum, acc) = rest.split_at_mut(rows);
+        for first in (0..rows).step_by(ROWS) {
+            let last = rows.min(first + ROWS);
+            let rows = Rows {
+                geo,
+                first,
+                q: &q[first * width..last * width],
+                max: &mut max[first..last],
+                sum: &mut sum[first..last],
+                acc: &mut acc[first * d..last * d],
+            };
+            // Rows, keys and pairs of columns at once: rows times keys at most the lanes of a vector, and as many sums
+            // as the register file holds.
+            match (last - first, S::LANES) {
+                (1, _) => self.attend::<S, 1, 8, 4>(rows),
+                (2, LANES_MAX) => self.attend::<S, 2, 8, 4>(rows),
+                (2, _) => self.attend::<S, 2, 4, 2>(rows),
+                (3, LANES_MAX) => self.attend::<S, 3, 4, 2>(rows),
+                (3, _) => self.attend::<S, 3, 2, 1>(rows),
+                (_, LANES_MAX) => self.attend::<S, ROWS, 4, 2>(rows),
+                _ => self.attend::<S, ROWS, 2, 1>(rows),
+            }
+        }
+    }
+
     /// The state of `R` rows that see this split alone; `T` keys and `W` pairs of columns at once.
     #[inline(always)]
     fn attend<S: Simd, const R: usize, const T: usize, const W: usize>(&self, rows: Rows<'_>) {
@@ -180,7 +262,7 @@ impl Split<'_> {
         self.weigh::<S, R, W>(&scores, rows.acc);
     }
 
-    /// scores[row][key] = q · k. Meanwhile the values are asked for.
+    /// scores[row][key] = q · k. Meanwhile the values are asked for, or some of the next packed split.
     ///
     /// A register holds one (row, key) sum, and as many as a vector has lanes are added up across their lanes at once.
     #[inline(always)]
@@ -192,8 +274,8 @@ impl Split<'_> {
             for (n, key) in keys.iter_mut().enumerate() {
                 *key = &self.k[(first + n).min(last) * self.width..][..self.width];
             }
-            let ahead = self.v.as_ptr().wrapping_add(first * self.width);
-            let sums = dots::<S, R, T>(q, &keys, ahead);
+            let ahead = self.ahead.scores.wrapping_add((first * self.width) >> self.ahead.halved);
+            let sums = dots::<S, R, T>(q, &keys, ahead, self.ahead.halved);
             let mut lanes = [S::splat(0.0); LANES_MAX];
             for n in 0..T {
                 for r in 0..R {
@@ -208,7 +290,7 @@ impl Split<'_> {
         }
     }
 
-    /// acc[row] = weights[row] · v. Meanwhile the keys of the next split are asked for.
+    /// acc[row] = weights[row] · v. Meanwhile the next split is asked for.
     #[inline(always)]
     fn weigh<S: Simd, const R: usize, const W: usize>(
         &self,
@@ -243,10 +325,11 @@ impl Split<'_> {
         let step = 2 * W * S::LANES;
         let mut even = [[S::splat(0.0); W]; R];
         let mut odd = [[S::splat(0.0); W]; R];
-        let next = self.next.wrapping_add(2 * at * (self.v.len() / self.width));
+        let halved = self.ahead.halved;
+        let next = self.ahead.sums.wrapping_add((2 * at * (self.v.len() / self.width)) >> halved);
         for (j, v) in self.v.chunks_exact(self.width).enumerate().take(SPLIT_MAX) {
             let v = &v[2 * at..][..step];
-            ask::<S>(next.wrapping_add(j * step), step);
+            ask::<S>(next.wrapping_add((j * step) >> halved), step >> halved);
             for c in 0..W {
                 let (v_even, v_odd) = S::load_bf16(&v[2 * c * S::LANES..]);
                 for r in 0..R {
@@ -267,16 +350,18 @@ impl Split<'_> {
     }
 }
 
-/// q · k for each of some rows and keys, lane by lane. Asks for as much from `ahead` on as it reads.
+/// q · k for each of some rows and keys, lane by lane. Asks for as much from `ahead` on as it reads, or `halved`.
 #[inline(always)]
 fn dots<S: Simd, const R: usize, const T: usize>(
     q: &[f32],
     keys: &[&[u16]; T],
     ahead: *const u16,
+    halved: u32,
 ) -> [[S::V; R]; T] {
     let mut sums = [[S::splat(0.0); R]; T];
     for (i, q) in q.chunks_exact(2 * S::LANES * R).enumerate() {
-        ask::<S>(ahead.wrapping_add(i * T * 2 * S::LANES), T * 2 * S::LANES);
+        let few = (T * 2 * S::LANES) >> halved;
+        ask::<S>(ahead.wrapping_add(i * few), few);
         if R == 1 {
             // One key's pairs at a time: those of all would fill the register file.
             let (even, odd) = q.split_at(S::LANES);

@@ -11,15 +11,17 @@ mod decode_split;
 mod elementwise;
 mod linear;
 mod linear_panels;
+pub mod packed;
 mod prefill;
 mod prefill_strip;
 mod share;
 mod simd;
 
 pub use attention::{Geometry, HeadTask, KvRows, Sees, StateMut, state_finish, state_init};
-pub use decode::{PiecedTask, attend_decode, attend_decode_pieces};
+pub use decode::{Keys, PiecedTask, attend_decode, attend_decode_pieces};
 pub use elementwise::{embed, rms_norm, swiglu};
 pub use linear::{Product, WeightMatrix, linear};
+pub use packed::PackedRows;
 pub use prefill::attend_prefill;
 
 /// Instruction sets that kernels are compiled for.
@@ -68,3 +70,5 @@ impl Isa {
 
 #[cfg(test)]
 mod attention_tests;
+#[cfg(test)]
+mod packed_tests;

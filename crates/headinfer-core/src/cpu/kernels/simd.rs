@@ -36,6 +36,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn round_exp2(x: Self::V) -> (Self::V, Self::V);
     /// p · 2^n, where `shifted` is n + 1.5 · 2^23: the bits of n end the significand, and are added to the exponent.
     fn times_power(p: Self::V, shifted: Self::V) -> Self::V;
+    /// bf16 values of 2 · LANES columns from their low bytes (sign and mantissa), codes in the low or `HIGH` nibbles, and
+    /// bases: exponents are the base less the code, or 0 for code 15.
+    fn join_codes<const HIGH: bool>(low: &[u8], codes: &[u8], bases: &[u8], to: &mut [u16]);
     /// Asks for the cache line at `from`, no nearer than the second level: the first has fewer lines on their way than
     /// memory needs to be busy.
     fn prefetch(from: *const u16);
@@ -179,6 +182,14 @@ impl Simd for Portable {
         std::array::from_fn(|i| f32::from_bits(p[i].to_bits().wrapping_add(shifted[i].to_bits() << 23)))
     }
     #[inline(always)]
+    fn join_codes<const HIGH: bool>(low: &[u8], codes: &[u8], bases: &[u8], to: &mut [u16]) {
+        for (i, to) in to[..16].iter_mut().enumerate() {
+            let (low, code) = (u16::from(low[i]), if HIGH { codes[i] >> 4 } else { codes[i] & 15 });
+            let exponent = if code == 15 { 0 } else { bases[i].wrapping_sub(code) };
+            *to = low << 8 & 0x8000 | u16::from(exponent) << 7 | low & 0x7f;
+        }
+    }
+    #[inline(always)]
     fn prefetch(_from: *const u16) {}
     #[inline(never)]
     fn call<K: Kernel>(kernel: K) -> K::Output {
@@ -243,6 +254,18 @@ mod x86 {
     fn quarters_512(a: __m512, b: __m512) -> __m512 {
         // SAFETY: the features are there, see `dispatch`.
         unsafe { _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd)) }
+    }
+
+    #[inline(always)]
+    fn bytes_128(from: &[u8]) -> __m128i {
+        // SAFETY: as above; `[..N]` checks the length.
+        unsafe { _mm_loadu_si128(from[..16].as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn bytes_256(from: &[u8]) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_loadu_si256(from[..32].as_ptr().cast()) }
     }
 
     #[derive(Clone, Copy)]
@@ -349,6 +372,22 @@ mod x86 {
                 _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n))
             }
         }
+        #[inline(always)]
+        fn join_codes<const HIGH: bool>(low: &[u8], codes: &[u8], bases: &[u8], to: &mut [u16]) {
+            unsafe {
+                let (low, bases) = (bytes_128(low), bytes_128(bases));
+                let codes = bytes_128(codes);
+                let codes = if HIGH { _mm_srli_epi16(codes, 4) } else { codes };
+                let codes = _mm_and_si128(codes, _mm_set1_epi8(15));
+                let zero = _mm_cmpeq_epi8(codes, _mm_set1_epi8(15));
+                let exponents = _mm_andnot_si128(zero, _mm_sub_epi8(bases, codes));
+                let (low, exponents) = (_mm256_cvtepu8_epi16(low), _mm256_cvtepu8_epi16(exponents));
+                let sign = _mm256_slli_epi16(_mm256_and_si256(low, _mm256_set1_epi16(0x80)), 8);
+                let mantissa = _mm256_and_si256(low, _mm256_set1_epi16(0x7f));
+                let v = _mm256_or_si256(_mm256_or_si256(sign, mantissa), _mm256_slli_epi16(exponents, 7));
+                _mm256_storeu_si256(to[..16].as_mut_ptr().cast(), v);
+            }
+        }
         #[inline(never)]
         fn call<K: Kernel>(kernel: K) -> K::Output {
             unsafe { run_avx2(kernel) }
@@ -449,6 +488,22 @@ mod x86 {
             unsafe {
                 let n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
                 _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
+            }
+        }
+        #[inline(always)]
+        fn join_codes<const HIGH: bool>(low: &[u8], codes: &[u8], bases: &[u8], to: &mut [u16]) {
+            unsafe {
+                let (low, bases) = (bytes_256(low), bytes_256(bases));
+                let codes = bytes_256(codes);
+                let codes = if HIGH { _mm256_srli_epi16(codes, 4) } else { codes };
+                let codes = _mm256_and_si256(codes, _mm256_set1_epi8(15));
+                let zero = _mm256_cmpeq_epi8(codes, _mm256_set1_epi8(15));
+                let exponents = _mm256_andnot_si256(zero, _mm256_sub_epi8(bases, codes));
+                let (low, exponents) = (_mm512_cvtepu8_epi16(low), _mm512_cvtepu8_epi16(exponents));
+                let sign = _mm512_slli_epi16(_mm512_and_si512(low, _mm512_set1_epi16(0x80)), 8);
+                let mantissa = _mm512_and_si512(low, _mm512_set1_epi16(0x7f));
+                let v = _mm512_or_si512(_mm512_or_si512(sign, mantissa), _mm512_slli_epi16(exponents, 7));
+                _mm512_storeu_si512(to[..32].as_mut_ptr().cast(), v);
             }
         }
         #[inline(never)]

@@ -51,7 +51,7 @@ pub(crate) fn run(args: &DecodeArgs, environment: &Environment) -> Result<()> {
     let middle = &observed.steps[observed.steps.len() / 2];
     let floor = Floor::of(&end.0, std::slice::from_ref(middle), &end.2);
     let report = Report { past_s, ..Report::new(end, &observed, floor) };
-    let report = report.timed(1, median(&times), spread(&times));
+    let report = report.timed(1, median(&times), Spread::of(&times));
     if args.measure.json {
         return output::print_json(&report);
     }
@@ -108,9 +108,4 @@ fn observed(bench: &mut Bench, ids: &[u32]) -> Result<(Vec<f64>, Measured)> {
         ..sum
     };
     Ok((times, mean))
-}
-
-fn spread(times: &[f64]) -> Spread {
-    let least_s = times.iter().copied().fold(f64::INFINITY, f64::min);
-    Spread { count: times.len(), least_s, most_s: times.iter().copied().fold(0.0, f64::max) }
 }

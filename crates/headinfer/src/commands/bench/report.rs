@@ -9,7 +9,7 @@ use headinfer_core::units::Bytes;
 use serde::Serialize;
 
 use super::ceilings::{Ceilings, Floor};
-use super::steps::Measured;
+use super::steps::{Decoded, Measured};
 use crate::measure::cuda;
 
 #[derive(Serialize)]
@@ -25,6 +25,9 @@ pub(super) struct Report {
     /// Making the past that the tokens come after; absent where there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) past_s: Option<f64>,
+    /// Greedy tokens after a prefill.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) decoded: Option<Decoded>,
     pub(super) tokens_per_s: f64,
     pub(super) floor_s: f64,
     pub(super) ratio_to_floor: f64,
@@ -65,6 +68,13 @@ pub(super) struct Spread {
     pub(super) count: usize,
     pub(super) least_s: f64,
     pub(super) most_s: f64,
+}
+
+impl Spread {
+    pub(super) fn of(times: &[f64]) -> Self {
+        let least_s = times.iter().copied().fold(f64::INFINITY, f64::min);
+        Self { count: times.len(), least_s, most_s: times.iter().copied().fold(0.0, f64::max) }
+    }
 }
 
 /// Ceilings of the device's kind.
@@ -139,6 +149,7 @@ impl Report {
             seconds: m.seconds,
             repetitions: None,
             past_s: None,
+            decoded: None,
             tokens_per_s: rate(m.tokens as f64, m.seconds),
             floor_s: floor.total_s,
             ratio_to_floor: rate(m.seconds, floor.total_s),
@@ -212,6 +223,14 @@ impl Report {
         lines.push(("device", of(self.device_peak_bytes, self.plan_device_bytes)));
         lines.push(("host", of(self.host_bytes, self.plan_host_bytes)));
         lines.push(("logits", self.logits_hash.clone()));
+        if let Some(Decoded { seconds: time, spread: Spread { count, least_s, most_s }, .. }) = &self.decoded
+        {
+            let spread = format!("{} to {}", seconds(*least_s), seconds(*most_s));
+            lines.push((
+                "decode",
+                format!("{} a token, median of {count} after it, {spread}", seconds(*time)),
+            ));
+        }
         lines.iter().map(|(name, text)| format!("  {name:<12}{text}\n")).collect()
     }
 

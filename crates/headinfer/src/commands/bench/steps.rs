@@ -5,10 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use headinfer_core::backend::{Stats, Timed};
+use headinfer_core::cpu::measure::median;
+use headinfer_core::engine::sample::greedy_margin;
 use headinfer_core::engine::{Progress, Session};
 use headinfer_core::plan::{DeviceKind, Lane, Op, Plan, Step};
+use serde::Serialize;
 
 use super::ceilings::{Ceilings, Meter, Reached};
+use super::report::Spread;
 use crate::args::{Environment, MeasureArgs};
 use crate::model_source::{Model, ModelSource};
 use crate::progress::Prefill;
@@ -113,6 +117,30 @@ impl Bench {
         Ok(total)
     }
 
+    /// Decodes `count` greedy tokens after the last step, whose commands are not timed.
+    ///
+    /// # Errors
+    /// When the engine fails, or Ctrl-C was pressed.
+    pub(super) fn decode(&mut self, count: usize) -> Result<Decoded> {
+        let _cooperative = interrupt::cooperative();
+        self.session.backend_mut().record_timeline(false);
+        let (mut next, _) = greedy_margin(self.session.backend_mut().logits()?);
+        let (mut times, mut ids, mut logits_hash) = (Vec::with_capacity(count), Vec::new(), String::new());
+        while times.len() < count {
+            ids.push(next);
+            let begun = Instant::now();
+            let logits = self.session.step(&[next], 1)?;
+            (next, _) = greedy_margin(logits);
+            logits_hash = summary::hash(logits);
+            times.push(begun.elapsed().as_secs_f64());
+            if interrupt::requested() {
+                return Err(interrupt::interrupted(&format!("after {} tokens", times.len())).into());
+            }
+        }
+        self.session.backend_mut().record_timeline(true);
+        Ok(Decoded { ids, seconds: median(&times), spread: Spread::of(&times), logits_hash })
+    }
+
     /// Seconds of one step whose commands are not timed, which costs a little, and the hash of its logits.
     ///
     /// # Errors
@@ -195,6 +223,19 @@ pub(super) struct Measured {
     pub(super) copy_s: f64,
     pub(super) copy_hidden_s: f64,
     pub(super) logits_hash: String,
+}
+
+/// Greedy tokens after a prefill.
+#[derive(Debug, Serialize)]
+pub(super) struct Decoded {
+    /// What was fed back.
+    ids: Vec<u32>,
+    /// A token, the median.
+    pub(super) seconds: f64,
+    #[serde(flatten)]
+    pub(super) spread: Spread,
+    /// Of the last.
+    logits_hash: String,
 }
 
 /// Copies of one lane.
