@@ -77,6 +77,7 @@ impl Bed {
         context.enter()?;
         let device_bytes = device_bytes.next_multiple_of(ALIGN);
         let half = (host_bytes.min(device_bytes) / 2).next_multiple_of(ALIGN);
+        let device_bytes = device_bytes.max(2 * half);
         let memories = Memories {
             device: DeviceArena::new(device_bytes, false)?,
             host: HostSlab::new(2 * half, false)?,
