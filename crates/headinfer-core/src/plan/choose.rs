@@ -374,7 +374,10 @@ fn check_overrides(spec: &ModelSpec, request: &Request) -> Result<(), PlanError>
         return refuse(format!("--host-heads must be 0..={all} for this model, not {n}"));
     }
     if let Some(n) = o.kept_layers.filter(|n| *n >= spec.layers) {
-        return refuse(format!("of {} layers fewer than all are kept when weights stream, not {n}", spec.layers));
+        return refuse(format!(
+            "of {} layers fewer than all are kept when weights stream, not {n}",
+            spec.layers
+        ));
     }
     let kept = o.resident_heads.unwrap_or(0).checked_add(o.host_heads.unwrap_or(0));
     if kept.is_none_or(|n| n > all) {

@@ -59,7 +59,8 @@ fn stretches(plan: &Plan, schedule: &Schedule) -> Vec<Stretch> {
     let blocks = plan.weight_blocks(&schedule.step);
     let uses = |block: &WeightBlock| {
         let uses = |c: &Command| c.op.weight_block().as_ref() == Some(block);
-        let (first, last) = (schedule.commands.iter().position(uses), schedule.commands.iter().rposition(uses));
+        let (first, last) =
+            (schedule.commands.iter().position(uses), schedule.commands.iter().rposition(uses));
         first.zip(last).map(|(first, last)| (plan.layout.weight_slot(*block), first, last))
     };
     let uses: Vec<_> = blocks.iter().filter_map(uses).collect();

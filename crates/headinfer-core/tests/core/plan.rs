@@ -281,7 +281,10 @@ fn a_streamed_block_is_whole_in_its_slot_when_it_is_used() {
         }
         assert_eq!(slots[0], Some((first, whole(first))), "the next step finds the first layer");
     }
-    assert!(used > 1000 && fetched > 1000 && kept > 300, "{used} uses, {fetched} fetches, {kept} of kept layers");
+    assert!(
+        used > 1000 && fetched > 1000 && kept > 300,
+        "{used} uses, {fetched} fetches, {kept} of kept layers"
+    );
 }
 
 #[test]
