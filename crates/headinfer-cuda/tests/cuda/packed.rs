@@ -86,7 +86,7 @@ fn more_units_and_heads_than_a_launch_takes_are_packed() {
     }
     let mut draw = Draw(52);
     for (heads, units) in [(1, 130), (66, 2)] {
-        let p = Packing { heads, units, planes: 40 };
+        let p = Packing { heads, units, planes: 2 * heads };
         let rows: Vec<u16> = (0..2 * heads * units).flat_map(|i| rows_of(&mut draw, 16, i % 9)).collect();
         check(16, &p, &rows);
     }
