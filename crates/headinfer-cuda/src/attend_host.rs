@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use headinfer_core::cpu::kernels::{Isa, StateMut};
-use headinfer_core::cpu::{HostRanges, attend_host};
+use headinfer_core::cpu::{HostKeys, HostRanges, attend_host};
 use headinfer_core::plan::{Op, Operands, Plan, Role, Span, Step};
 
 use crate::arena::Memories;
@@ -24,9 +24,17 @@ fn run(plan: &Plan, memories: &Memories, step: &Step, layer: usize, operands: &O
     let spans = |role| operands.as_slice().iter().filter(move |o| o.role == role).map(|o| o.span);
     let first = |role| spans(role).next().expect("the op declares its state and its scratch");
     let rows = |span: Span| -> &[u16] { memories.host(span) };
+    let bytes = |span: Span| -> &[u8] { memories.host(span) };
+    let keys = match plan.coded() {
+        true => HostKeys::Packed {
+            units: spans(Role::Units).map(bytes).collect(),
+            planes: spans(Role::Planes).map(bytes).collect(),
+        },
+        false => HostKeys::Plain(spans(Role::Key).map(rows).zip(spans(Role::Value).map(rows)).collect()),
+    };
     let ranges = HostRanges {
         queries: spans(Role::HostQuery).map(|span| -> &[f32] { memories.host(span) }).collect(),
-        past: spans(Role::Key).map(rows).zip(spans(Role::Value).map(rows)).collect(),
+        keys,
         state: StateMut {
             max: memories.host(first(Role::StateMax)),
             sum: memories.host(first(Role::StateSum)),

@@ -67,6 +67,7 @@ pub fn units(head_dim: usize, prefill: &PrefillKernel) -> Vec<Unit> {
         plain("random_weights", include_str!("kernels/random_weights.cu")),
         plain("delay", include_str!("kernels/delay.cu")),
         plain("host", include_str!("kernels/host.cu")),
+        plain("rows", include_str!("kernels/rows.cu")),
         pack,
         unpack,
         prefill,

@@ -51,9 +51,13 @@ impl Executor {
             Op::FetchWeights { .. } => run.copy(&[(Role::HostWeights, Role::LayerWeights)]),
             Op::Norm { layer, kind } => run.norm(layer, kind),
             Op::Project { layer } => run.project(layer),
-            Op::Evict { .. } | Op::Fetch { .. } => {
-                run.copy(&[(Role::Key, Role::KeyTo), (Role::Value, Role::ValueTo)])
-            }
+            Op::Evict { .. } | Op::Fetch { .. } => run.copy(&[
+                (Role::Key, Role::KeyTo),
+                (Role::Value, Role::ValueTo),
+                (Role::Units, Role::UnitsTo),
+            ]),
+            Op::Pack { layer } => run.pack(layer),
+            Op::Unpack { .. } => run.unpack(),
             Op::Attend { layer, heads, part, first, last } => run.attend(layer, heads, part, first, last),
             Op::AttendHost { .. } => unreachable!("the Host lane runs it"),
             Op::Merge { .. } => run.merge(),
@@ -88,12 +92,12 @@ impl Executor {
 }
 
 /// One command with its ranges and its stream.
-struct Run<'a> {
-    x: &'a mut Executor,
-    plan: &'a Plan,
-    o: &'a Operands,
-    step: &'a Step,
-    stream: CUstream,
+pub(crate) struct Run<'a> {
+    pub(crate) x: &'a mut Executor,
+    pub(crate) plan: &'a Plan,
+    pub(crate) o: &'a Operands,
+    pub(crate) step: &'a Step,
+    pub(crate) stream: CUstream,
     /// When kernels start that may do so early.
     start: Start,
 }
@@ -154,6 +158,7 @@ impl Run<'_> {
 
     fn project(&mut self, layer: usize) -> Result<(), CudaError> {
         use LayerTensor as T;
+        self.open_to_seam()?;
         let spec = &self.plan.spec;
         let (normed, scratch) = (self.at(Role::Normed, 0), self.at(Role::Scratch, 0));
         let parts = [(T::Q, spec.q_dim()), (T::K, spec.kv_dim()), (T::V, spec.kv_dim())];
@@ -350,15 +355,15 @@ impl Run<'_> {
         self.x.memories.pointer(Span { offset: base.offset + offset, bytes, ..base })
     }
 
-    fn at(&self, role: Role, k: usize) -> Pointer {
+    pub(crate) fn at(&self, role: Role, k: usize) -> Pointer {
         self.x.memories.pointer(self.span(role, k))
     }
 
-    fn span(&self, role: Role, k: usize) -> Span {
+    pub(crate) fn span(&self, role: Role, k: usize) -> Span {
         self.spans(role).nth(k).unwrap_or_else(|| panic!("the command declares no operand {role:?} {k}"))
     }
 
-    fn spans(&self, role: Role) -> impl Iterator<Item = Span> {
+    pub(crate) fn spans(&self, role: Role) -> impl Iterator<Item = Span> {
         self.o.as_slice().iter().filter(move |o| o.role == role).map(|o| o.span)
     }
 }

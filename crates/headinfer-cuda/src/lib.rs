@@ -8,6 +8,7 @@ mod advice;
 mod arena;
 mod attend_host;
 mod backend;
+mod coded;
 pub mod compile;
 mod device;
 mod error;

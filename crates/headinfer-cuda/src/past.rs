@@ -3,20 +3,27 @@
 
 use cudarc::driver::sys::CUstream;
 use headinfer_core::model::synthetic::{Half, SyntheticKv};
-use headinfer_core::plan::{Memory, RegionId, Role, Span};
+use headinfer_core::plan::{Access, Memory, RegionId, Role, Span, UNIT};
 
 use crate::error::CudaError;
 use crate::exec::Executor;
 
 /// Bytes of a bf16.
 const WIDTH: u64 = 2;
+const HALVES: [(Role, Half); 2] = [(Role::Key, Half::Key), (Role::Value, Half::Value)];
 
 /// Writes `rows` rows of every head where its rows are kept; done when `stream` is. The ring is written over.
 pub(crate) fn fill(x: &Executor, rows: usize, seed: u64, stream: CUstream) -> Result<(), CudaError> {
     let (plan, spec) = (&x.plan, &x.plan.spec);
+    if plan.coded() {
+        fill_units(x, rows, seed, stream)?;
+    }
     for (layer, head) in (0..spec.layers).flat_map(|l| (0..spec.kv_heads).map(move |h| (l, h))) {
+        if plan.coded() && head >= plan.layout().resident(layer).end {
+            continue;
+        }
         let operands = plan.past_operands(layer, head, rows);
-        for (role, half) in [(Role::Key, Half::Key), (Role::Value, Half::Value)] {
+        for (role, half) in HALVES {
             let law = SyntheticKv::new(seed, layer * spec.kv_heads + head, half);
             let mut first = 0;
             for operand in operands.as_slice().iter().filter(|o| o.role == role) {
@@ -43,6 +50,41 @@ fn piece(x: &Executor, law: SyntheticKv, first: u64, to: Span, stream: CUstream)
         let at = x.memories.pointer(staged);
         x.kernels.synthetic_kv(stream, law, first + done / WIDTH, at, bytes / WIDTH)?;
         x.memories.copy(staged, Span { offset: to.offset + done, bytes, ..to }, stream)?;
+    }
+    Ok(())
+}
+
+/// The rows of heads that lie coded on the host: whole units, a piece of a head at a time through a ring slot, and what
+/// is left to the open unit.
+fn fill_units(x: &Executor, rows: usize, seed: u64, stream: CUstream) -> Result<(), CudaError> {
+    let (plan, spec) = (&x.plan, &x.plan.spec);
+    let (units, piece) = (rows / UNIT, plan.layout().piece_rows() / UNIT);
+    if units > 0 {
+        let counts = plan.plane_counts_operand(0..units).as_slice()[0].span;
+        x.kernels.clear_words(stream, x.memories.pointer(counts), units)?;
+    }
+    for (layer, head) in plan.heads_on_host() {
+        let law = |half| SyntheticKv::new(seed, layer * spec.kv_heads + head, half);
+        for first in (0..units).step_by(piece) {
+            let some = first..units.min(first + piece);
+            let o = plan.unit_fill_operands(layer, head, some.clone());
+            for (role, half) in HALVES {
+                let (to, at) = (o.span(role, 0), (first * UNIT * spec.head_dim) as u64);
+                x.kernels.synthetic_kv(stream, law(half), at, x.memories.pointer(to), to.bytes / WIDTH)?;
+            }
+            let heads = [[Role::Key, Role::Value].map(|role| x.memories.pointer(o.span(role, 0)))];
+            let slot = x.memories.pointer(o.span(Role::Units, 0));
+            x.pack(stream, &o, &heads, (slot, 0), some)?;
+            x.memories.copy(o.span(Role::Units, 0), o.span(Role::UnitsTo, 0), stream)?;
+        }
+    }
+    let open = plan.open_operands(0..rows % UNIT, Access::Write);
+    for (k, (layer, head)) in plan.heads_on_host().enumerate().filter(|_| rows % UNIT > 0) {
+        for (role, half) in [(Role::OpenKey, Half::Key), (Role::OpenValue, Half::Value)] {
+            let law = SyntheticKv::new(seed, layer * spec.kv_heads + head, half);
+            let (to, at) = (open.span(role, k), (units * UNIT * spec.head_dim) as u64);
+            x.kernels.synthetic_kv(stream, law, at, x.memories.pointer(to), to.bytes / WIDTH)?;
+        }
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ pub(crate) mod pack;
 pub(crate) mod product;
 pub(crate) mod project;
 pub(crate) mod random_weights;
+pub(crate) mod rows;
 pub(crate) mod swiglu;
 
 use std::ffi::{CString, c_void};
@@ -53,6 +54,8 @@ pub(crate) struct Kernels {
     take_state: CUfunction,
     pack: CUfunction,
     unpack: CUfunction,
+    move_rows: CUfunction,
+    clear_words: CUfunction,
     attention_prefill: CUfunction,
     attention_decode: CUfunction,
     attention_merge: CUfunction,
@@ -104,6 +107,8 @@ impl Kernels {
             take_state: modules.function("take_state", 0)?,
             pack: modules.function("pack", 0)?,
             unpack: modules.function("unpack", 0)?,
+            move_rows: modules.function("move_rows", 0)?,
+            clear_words: modules.function("clear_words", 0)?,
             attention_prefill: prefer_shared(
                 modules.function(prefill.name(), prefill.shared_bytes(head_dim))?,
             )?,
