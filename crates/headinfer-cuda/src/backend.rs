@@ -129,6 +129,7 @@ impl Cuda {
         let stats = Stats { host_bytes: memories.host.bytes(), ..Stats::default() };
         let mut executor =
             Executor { plan, memories, kernels, gemm, inv_freq, early: context.info.starts_early() };
+        executor.clear_pack_fault();
         executor.warm(lanes[0].raw())?;
         lanes[0].synchronize()?;
         let mut this = Self {
@@ -443,6 +444,12 @@ impl Cuda {
         Ok(())
     }
 
+    /// # Errors
+    /// When a step met a unit of the store that had no plane left: all that was computed from it is of no use.
+    fn check_pack(&self) -> Result<(), BackendError> {
+        self.executor.pack_fault().map_or(Ok(()), |unit| Err(self.executor.plan.no_plane(unit)))
+    }
+
     /// A device that failed once is not used again.
     fn guard<T>(&mut self, run: impl FnOnce(&mut Self) -> Result<T, CudaError>) -> Result<T, BackendError> {
         if let Some(failed) = &self.failed {
@@ -459,15 +466,18 @@ impl Cuda {
 impl Backend for Cuda {
     fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError> {
         assert_eq!(ids.len(), schedule.step.rows, "one id per row");
+        self.check_pack()?;
         self.guard(|this| this.step(schedule, ids))
     }
 
     fn logits(&mut self) -> Result<&[f32], BackendError> {
         if self.logit_rows == 0 {
             self.guard(|this| this.finish())?;
+            self.check_pack()?;
             return Ok(&[]);
         }
         let span = self.guard(Self::read_logits)?;
+        self.check_pack()?;
         Ok(self.executor.memories.host::<f32>(span))
     }
 
@@ -476,23 +486,29 @@ impl Backend for Cuda {
             this.finish()?;
             past::fill(&this.executor, rows, seed, this.lanes[0].raw())?;
             this.finish()
-        })
+        })?;
+        self.check_pack()
     }
 
-    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
+    fn read_rows(&mut self, rows: Range<usize>, held: usize, to: &mut [u8]) -> Result<(), BackendError> {
+        self.check_pack()?;
         let plan = self.executor.plan.clone();
         self.guard(|this| {
             this.ready(rows.end)?;
-            this.read_pieces(plan.rows_into(rows, to))
+            this.read_pieces(plan.rows_into(rows.clone(), to))?;
+            if plan.coded() { this.executor.read_units(&rows, held, to) } else { Ok(()) }
         })
     }
 
     fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
+        self.check_pack()?;
         let plan = self.executor.plan.clone();
-        self.guard(|this| {
+        let full = self.guard(|this| {
             this.ready(rows.end)?;
-            this.write_pieces(plan.rows_from(rows, from))
-        })
+            this.write_pieces(plan.rows_from(rows.clone(), from))?;
+            if plan.coded() { this.executor.write_units(&rows, from) } else { Ok(None) }
+        })?;
+        full.map_or(Ok(()), |unit| Err(plan.no_plane(unit)))
     }
 
     fn numerics(&self) -> Option<String> {

@@ -360,10 +360,10 @@ impl Run<'_> {
     }
 
     pub(crate) fn span(&self, role: Role, k: usize) -> Span {
-        self.spans(role).nth(k).unwrap_or_else(|| panic!("the command declares no operand {role:?} {k}"))
+        self.o.span(role, k)
     }
 
     pub(crate) fn spans(&self, role: Role) -> impl Iterator<Item = Span> {
-        self.o.as_slice().iter().filter(move |o| o.role == role).map(|o| o.span)
+        self.o.spans(role)
     }
 }

@@ -25,6 +25,7 @@ mod nvml;
 mod past;
 mod slab;
 mod stream;
+mod units;
 mod upload;
 mod weights;
 

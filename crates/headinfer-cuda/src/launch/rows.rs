@@ -50,7 +50,12 @@ impl Kernels {
     }
 
     /// `count` u32 at `words` become 0.
-    pub(crate) fn clear_words(&self, stream: CUstream, words: Pointer, count: usize) -> Result<(), CudaError> {
+    pub(crate) fn clear_words(
+        &self,
+        stream: CUstream,
+        words: Pointer,
+        count: usize,
+    ) -> Result<(), CudaError> {
         let spread = Spread { grid: (blocks(count as u64, THREADS), 1), block: THREADS, shared: 0 };
         // SAFETY: as above.
         unsafe {
