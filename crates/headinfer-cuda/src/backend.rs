@@ -478,7 +478,7 @@ impl Backend for Cuda {
         })
     }
 
-    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
+    fn read_rows(&mut self, rows: Range<usize>, _held: usize, to: &mut [u8]) -> Result<(), BackendError> {
         let plan = self.executor.plan.clone();
         self.guard(|this| {
             this.ready(rows.end)?;
@@ -544,6 +544,9 @@ pub(crate) fn check(plan: &Plan) -> Result<(), OpenError> {
     let refuse = |text: String| Err(OpenError::Plan(text));
     if k.device != DeviceKind::Cuda {
         return refuse("the plan was made for the CPU".into());
+    }
+    if plan.coded() {
+        return refuse(format!("--kv-dtype {} does not work on CUDA: use --kv-dtype bf16", k.kv.name()));
     }
     if k.heads_per_group > HEADS_MAX {
         return refuse(format!("--heads-per-group must be at most {HEADS_MAX}, not {}", k.heads_per_group));

@@ -39,6 +39,7 @@ impl Executor {
             Op::Evict { .. } | Op::Fetch { .. } => {
                 run.copy(&[(Role::Key, Role::KeyTo), (Role::Value, Role::ValueTo)])
             }
+            Op::Pack { .. } | Op::Unpack { .. } => unreachable!("`check` refuses coded plans"),
             Op::Attend { layer, heads, part, first, last } => run.attend(layer, heads, part, first, last),
             Op::AttendHost { .. } => unreachable!("the Host lane runs it"),
             Op::Merge { .. } => run.merge(),

@@ -54,10 +54,14 @@ impl Plan {
     /// (layer, KV head) pairs with which CPU and link take equally long for a step, of those that live on the host.
     pub(super) fn balanced_host_heads(&self, step: &Step) -> usize {
         let (spec, machine) = (&self.spec, &self.request.machine);
-        let row = (4 * spec.head_dim) as f64;
+        let row = (4 * spec.head_dim) as f64 / self.knobs().kv.ratio(spec.head_dim);
         let on_host = |layer| spec.kv_heads - self.layout.resident(layer).len();
         let heads: usize = (0..spec.layers).map(on_host).sum();
-        let past = |layer| on_host(layer) as f64 * self.visible_past(step, layer) as f64 * row;
+        let stored = |layer| {
+            let past = self.visible_past(step, layer);
+            past - self.open_rows(past)
+        };
+        let past = |layer| on_host(layer) as f64 * stored(layer) as f64 * row;
         let bytes: f64 = (0..spec.layers).map(past).sum();
         if heads == 0 || bytes == 0.0 {
             return 0;
@@ -77,7 +81,7 @@ impl Plan {
     fn rates_together(&self, step: &Step) -> (f64, f64) {
         let machine = &self.request.machine;
         // A byte of K or V is half of an element that each query row multiplies once.
-        let flop_a_byte = (step.rows * self.spec.group()) as f64;
+        let flop_a_byte = (step.rows * self.spec.group()) as f64 * self.knobs().kv.ratio(self.spec.head_dim);
         match machine.together {
             Some(rates) => (rates.link_bytes_s, rates.host_bytes_s.min(rates.host_flops / flop_a_byte)),
             None => (machine.link_bytes_s, BESIDE * machine.host_bytes_s / step.rows as f64),

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::Plan;
-use super::layout::{Memory, WeightPlace};
+use super::layout::WeightPlace;
 use super::op::Step;
+use super::region::Memory;
 use crate::units::Bytes;
 
 /// What `headinfer plan --json` prints.

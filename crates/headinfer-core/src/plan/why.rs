@@ -1,8 +1,9 @@
 //! Why a plan is as it is: one sentence per decision, with the numbers it follows from.
 
 use super::choose::{KEPT_OF, WeightsMode};
-use super::layout::{RegionId, WeightPlace};
+use super::layout::WeightPlace;
 use super::op::Step;
+use super::region::RegionId;
 use super::{DeviceKind, Plan};
 use crate::units::Bytes;
 
