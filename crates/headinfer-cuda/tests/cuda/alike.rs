@@ -8,7 +8,7 @@ use headinfer_core::engine::guess::Speculation;
 use headinfer_core::engine::sample::{Sampler, Sampling};
 use headinfer_core::engine::{Decoder, Session};
 use headinfer_core::model::random::random_weights;
-use headinfer_core::plan::{DECODE_ROWS, DeviceKind, Overrides, Request, SPLIT, WeightsMode};
+use headinfer_core::plan::{DECODE_ROWS, DeviceKind, KvFormat, Overrides, Request, SPLIT, WeightsMode};
 
 use crate::run::{has_gpu, logits, open, options};
 use crate::support::{Draw, request, tiny};
@@ -46,6 +46,7 @@ fn a_row_has_the_same_bits_in_any_company() {
             tile: Some(256 * (1 + draw.below(3))),
             heads_per_group: Some(1 + draw.below(kv_heads)),
             resident_heads: Some(draw.below(layers * kv_heads + 1)),
+            kv: draw.of(&KvFormat::ALL),
             ..Overrides::default()
         };
         let mode = draw.of(&[WeightsMode::Resident, WeightsMode::Stream]);
@@ -75,7 +76,13 @@ fn guesses_never_change_what_is_generated() {
     let mut draw = Draw(52);
     let spec = tiny(2, 4, 2, 64);
     let weights = Arc::new(random_weights(&spec, 5));
-    let overrides = Overrides { chunk: Some(64), resident_heads: Some(1), ..Overrides::default() };
+    // Coded, so that guesses which were none are also taken back from units that were whole.
+    let overrides = Overrides {
+        chunk: Some(64),
+        resident_heads: Some(1),
+        kv: KvFormat::Bf16Packed,
+        ..Overrides::default()
+    };
     let mut session =
         open(&spec, &weights, &Request { overrides, ..request(DeviceKind::Cuda, 700) }, &options());
     let piece: Vec<u32> = (0..50).map(|_| draw.below(97) as u32).collect();

@@ -8,7 +8,7 @@ use headinfer_core::engine::Session;
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::model::weights::Weights;
-use headinfer_core::plan::{DeviceKind, Lane, Op, Overrides, Plan, Request, Step, WeightsMode};
+use headinfer_core::plan::{DeviceKind, KvFormat, Lane, Op, Overrides, Plan, Request, Step, WeightsMode};
 use headinfer_cuda::CudaOptions;
 
 use crate::reference::{Reference, Rounding};
@@ -67,15 +67,16 @@ fn heads_of_the_cpu_are_as_exact_as_bf16_allows_and_no_delay_changes_a_bit() {
         let exact = of(Rounding::Exact);
         let allowed = 2.0 * relative_error(&of(Rounding::Plain), &exact) + 1.0 / 512.0;
         let all = case.spec.layers * case.spec.kv_heads;
-        for host in [1, all / 2, all] {
+        for (host, kv) in [1, all / 2, all].into_iter().flat_map(|host| KvFormat::ALL.map(|kv| (host, kv))) {
             let mut first: Option<Vec<f32>> = None;
-            for round in 0..6 {
+            for round in 0..4 {
                 let overrides = Overrides {
                     tile: Some(256 * (1 + draw.below(3))),
                     heads_per_group: Some(1 + draw.below(case.spec.kv_heads)),
                     ring_slots: Some(1 + draw.below(3)),
                     resident_heads: Some(0),
                     host_heads: Some(host),
+                    kv,
                     ..Overrides::default()
                 };
                 let weights = draw.of(&[WeightsMode::Resident, WeightsMode::Stream]);

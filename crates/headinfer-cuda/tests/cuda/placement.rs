@@ -6,7 +6,7 @@ use headinfer_core::engine::Session;
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::model::weights::Weights;
-use headinfer_core::plan::{DeviceKind, Overrides, Plan, Request, WeightsMode};
+use headinfer_core::plan::{DeviceKind, KvFormat, Overrides, Plan, Request, WeightsMode};
 use headinfer_cuda::CudaOptions;
 
 use crate::run::{has_gpu, logits, open, options, options_by_kernel};
@@ -54,6 +54,7 @@ fn random_request(case: &Case, draw: &mut Draw) -> Request {
         heads_per_group: Some(1 + draw.below(case.spec.kv_heads)),
         ring_slots: Some(1 + draw.below(4)),
         resident_heads: Some(draw.below(all + 1)),
+        kv: draw.of(&KvFormat::ALL),
         ..Overrides::default()
     };
     let mut request = bounded(case, overrides);
@@ -130,4 +131,30 @@ fn the_kv_of_one_placement_continues_under_another_bit_for_bit() {
             assert!(rest(&mut to) == expected, "{:?} {:?}", from.plan().knobs(), to.plan().knobs());
         }
     }
+}
+
+#[test]
+fn units_that_do_not_pack_end_the_run_and_say_what_to_do() {
+    if !has_gpu() {
+        return;
+    }
+    let mut draw = Draw(34);
+    let spec = tiny(2, 8, 4, 64);
+    let weights = Arc::new(random_weights(&spec, 9));
+    let overrides = Overrides {
+        chunk: Some(128),
+        resident_heads: Some(0),
+        kv: KvFormat::Bf16Packed,
+        ..Overrides::default()
+    };
+    let request = Request { overrides, ..request(DeviceKind::Cuda, 600) };
+    let mut session = open(&spec, &weights, &request, &options());
+    // Any bits, but for infinities and NaN: more halves than there are planes.
+    let bits = 128 * session.plan().kv_bytes_per_token() as usize / 2;
+    let kv: Vec<u16> = (0..bits).map(|_| draw.below(1 << 16) as u16 & 0xbfff).collect();
+    let ids: Vec<u32> = (0..128).map(|_| draw.below(spec.vocab) as u32).collect();
+    session.adopt(&ids, bytemuck::cast_slice(&kv)).unwrap();
+    let error = session.step(&ids, 1).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("tokens 0..256") && error.contains("--kv-dtype bf16"), "{error}");
+    assert!(session.step(&ids[..1], 1).is_err());
 }
