@@ -8,7 +8,9 @@ use headinfer_core::engine::Session;
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::model::weights::Weights;
-use headinfer_core::plan::{DeviceKind, Overrides, Plan, Request, Schedule, Step, WeightsMode, hazard};
+use headinfer_core::plan::{
+    DeviceKind, KvFormat, Overrides, Plan, Request, Schedule, Step, WeightsMode, hazard,
+};
 
 use crate::plan::{waits, without};
 use crate::run::{logits, open, relative_error};
@@ -60,12 +62,14 @@ pub(crate) fn random_request(case: &Case, draw: &mut Draw) -> Request {
             resident_heads: Some(resident),
             host_heads: Some(draw.below(all - resident + 1)),
             kept_layers: Some(draw.below(case.spec.layers)),
+            kv: draw.of(&KvFormat::ALL),
             ..Overrides::default()
         },
     );
     if draw.below(4) == 0 {
         // What a budget alone decides.
-        request.overrides = Overrides { chunk: Some(case.chunk), ..Overrides::default() };
+        let kv = request.overrides.kv;
+        request.overrides = Overrides { chunk: Some(case.chunk), kv, ..Overrides::default() };
         let least = (1..).map(|i| i << 16).find(|b| Plan::new(&case.spec, &budget(&request, *b)).is_ok());
         let least = least.expect("some budget fits");
         request = budget(&request, least + (draw.below(1 << 20) as u64));
