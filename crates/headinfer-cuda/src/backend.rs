@@ -11,7 +11,6 @@ use headinfer_core::plan::{
     Command, DECODE_ROWS, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
 };
 use headinfer_core::units::Bytes;
-use rayon::prelude::*;
 
 use crate::OpenError;
 use crate::arena::{DeviceArena, Memories};
@@ -203,30 +202,6 @@ impl Cuda {
         // SAFETY: as in `read`.
         unsafe { cudarc::driver::result::memcpy_htod_sync(memories.pointer(span), bytes) }
             .named("cuMemcpyHtoD")
-    }
-
-    fn read_pieces(&self, pieces: Vec<(Span, &mut [u8])>) -> Result<(), CudaError> {
-        self.finish()?;
-        let memories = &self.executor.memories;
-        let (host, device): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|p| p.0.memory == Memory::Host);
-        host.into_par_iter().for_each(|(span, to)| to.copy_from_slice(memories.host::<u8>(span)));
-        device.into_iter().try_for_each(|(span, to)| {
-            // SAFETY: the range is inside the arena, as `pointer` asserts, and `to` is as long.
-            unsafe { cudarc::driver::result::memcpy_dtoh_sync(to, memories.pointer(span)) }
-                .named("cuMemcpyDtoH")
-        })
-    }
-
-    fn write_pieces(&self, pieces: Vec<(Span, &[u8])>) -> Result<(), CudaError> {
-        self.finish()?;
-        let memories = &self.executor.memories;
-        let (host, device): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|p| p.0.memory == Memory::Host);
-        host.into_par_iter().for_each(|(span, from)| memories.host::<u8>(span).copy_from_slice(from));
-        device.into_iter().try_for_each(|(span, from)| {
-            // SAFETY: as in `read_pieces`.
-            unsafe { cudarc::driver::result::memcpy_htod_sync(memories.pointer(span), from) }
-                .named("cuMemcpyHtoD")
-        })
     }
 
     /// Waits until the host's memory of the first `rows` rows is there.
@@ -492,23 +467,21 @@ impl Backend for Cuda {
 
     fn read_rows(&mut self, rows: Range<usize>, held: usize, to: &mut [u8]) -> Result<(), BackendError> {
         self.check_pack()?;
-        let plan = self.executor.plan.clone();
         self.guard(|this| {
             this.ready(rows.end)?;
-            this.read_pieces(plan.rows_into(rows.clone(), to))?;
-            if plan.coded() { this.executor.read_units(&rows, held, to) } else { Ok(()) }
+            this.finish()?;
+            this.executor.read_rows(rows, held, to)
         })
     }
 
     fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
         self.check_pack()?;
-        let plan = self.executor.plan.clone();
         let full = self.guard(|this| {
             this.ready(rows.end)?;
-            this.write_pieces(plan.rows_from(rows.clone(), from))?;
-            if plan.coded() { this.executor.write_units(&rows, from) } else { Ok(None) }
+            this.finish()?;
+            this.executor.write_rows(rows, from)
         })?;
-        full.map_or(Ok(()), |unit| Err(plan.no_plane(unit)))
+        full.map_or(Ok(()), |unit| Err(self.executor.plan.no_plane(unit)))
     }
 
     fn numerics(&self) -> Option<String> {

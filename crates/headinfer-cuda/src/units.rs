@@ -1,31 +1,54 @@
-//! Units and open rows between steps: the CPU codes and decodes them where they lie, in pinned memory. All lanes are
-//! idle then.
+//! K and V between steps, while all lanes are idle: copied where they lie as they are, coded and decoded by the CPU
+//! where they lie in units, in pinned memory.
 
 use std::ops::Range;
 
 use cudarc::driver::result;
-use headinfer_core::cpu::UnitMemory;
 use headinfer_core::cpu::kernels::Isa;
-use headinfer_core::cpu::{UnitCodec, read_units, write_units};
-use headinfer_core::plan::{Access, Role, Span};
+use headinfer_core::cpu::{ReadHalves, UnitCodec, UnitMemory, WriteHalves, read_units, write_units};
+use headinfer_core::plan::{Access, Memory, Role, Span};
+use rayon::prelude::*;
 
 use crate::error::{CudaError, Named};
 use crate::exec::Executor;
 
 impl Executor {
-    /// K and V of `rows` of the `held` ones, of heads on the host, to their canonical form.
-    pub(crate) fn read_units(
-        &self,
-        rows: &Range<usize>,
-        held: usize,
-        to: &mut [u8],
-    ) -> Result<(), CudaError> {
-        read_units(&self.codec(), (&self.plan, self), rows, held, to)
+    /// K and V of `rows` of the `held` ones to their canonical form.
+    pub(crate) fn read_rows(&self, rows: Range<usize>, held: usize, to: &mut [u8]) -> Result<(), CudaError> {
+        let pieces = self.plan.rows_into(rows.clone(), to);
+        let (host, device): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|p| p.0.memory == Memory::Host);
+        let memories = &self.memories;
+        host.into_par_iter().for_each(|(span, to)| to.copy_from_slice(memories.host::<u8>(span)));
+        device.into_iter().try_for_each(|(span, to)| self.from_device(span, to))?;
+        match self.plan.coded() {
+            true => read_units(&self.codec(), (&self.plan, self), &rows, held, to),
+            false => Ok(()),
+        }
     }
 
     /// The other way. Returns the unit that has no plane left, if one has not.
-    pub(crate) fn write_units(&self, rows: &Range<usize>, from: &[u8]) -> Result<Option<usize>, CudaError> {
-        write_units(&self.codec(), (&self.plan, self), rows, from)
+    pub(crate) fn write_rows(&self, rows: Range<usize>, from: &[u8]) -> Result<Option<usize>, CudaError> {
+        let pieces = self.plan.rows_from(rows.clone(), from);
+        let (host, device): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|p| p.0.memory == Memory::Host);
+        let memories = &self.memories;
+        host.into_par_iter().for_each(|(span, from)| memories.host::<u8>(span).copy_from_slice(from));
+        device.into_iter().try_for_each(|(span, from)| self.to_device(span, from))?;
+        match self.plan.coded() {
+            true => write_units(&self.codec(), (&self.plan, self), &rows, from),
+            false => Ok(None),
+        }
+    }
+
+    fn from_device(&self, span: Span, to: &mut [u8]) -> Result<(), CudaError> {
+        assert_eq!(span.bytes, to.len() as u64, "a range is read whole");
+        // SAFETY: the range is inside the arena, as `pointer` asserts, and `to` is as long.
+        unsafe { result::memcpy_dtoh_sync(to, self.memories.pointer(span)) }.named("cuMemcpyDtoH")
+    }
+
+    fn to_device(&self, span: Span, from: &[u8]) -> Result<(), CudaError> {
+        assert_eq!(span.bytes, from.len() as u64, "a range is written whole");
+        // SAFETY: as above.
+        unsafe { result::memcpy_htod_sync(self.memories.pointer(span), from) }.named("cuMemcpyHtoD")
     }
 
     /// The unit that a step so far found without a plane left.
@@ -61,7 +84,7 @@ impl Executor {
 impl UnitMemory for Executor {
     type Error = CudaError;
 
-    fn read_unit(&self, unit: usize, then: &mut dyn FnMut(&[&[u8]], &[u8])) -> Result<(), CudaError> {
+    fn read_unit(&self, unit: usize, then: &mut ReadHalves<'_>) -> Result<(), CudaError> {
         let (o, half) = (self.plan.unit_operands(unit, Access::Read), self.codec().half_bytes());
         let heads = o.spans(Role::Units).map(|span| -> &[u8] { self.memories.host(span) });
         let halves: Vec<&[u8]> = heads.flat_map(|head| head.chunks_exact(half)).collect();
@@ -70,11 +93,7 @@ impl UnitMemory for Executor {
         Ok(())
     }
 
-    fn write_unit(
-        &self,
-        unit: usize,
-        then: &mut dyn FnMut(Vec<&mut [u8]>, &mut [u8]),
-    ) -> Result<(), CudaError> {
+    fn write_unit(&self, unit: usize, then: &mut WriteHalves<'_>) -> Result<(), CudaError> {
         let (o, half) = (self.plan.unit_operands(unit, Access::Write), self.codec().half_bytes());
         let heads = o.spans(Role::UnitsTo).map(|span| -> &mut [u8] { self.memories.host(span) });
         let halves: Vec<&mut [u8]> = heads.flat_map(|head| head.chunks_exact_mut(half)).collect();
@@ -84,16 +103,12 @@ impl UnitMemory for Executor {
     }
 
     fn read_open(&self, rows: Range<usize>, to: Vec<&mut [u8]>) -> Result<(), CudaError> {
-        self.open(rows, Access::Read).into_iter().zip(to).try_for_each(|(span, to)| {
-            // SAFETY: the range is inside the arena, as `pointer` asserts, and `to` is as long.
-            unsafe { result::memcpy_dtoh_sync(to, self.memories.pointer(span)) }.named("cuMemcpyDtoH")
-        })
+        let spans = self.open(rows, Access::Read).into_iter();
+        spans.zip(to).try_for_each(|(span, to)| self.from_device(span, to))
     }
 
     fn write_open(&self, rows: Range<usize>, from: Vec<&[u8]>) -> Result<(), CudaError> {
-        self.open(rows, Access::Write).into_iter().zip(from).try_for_each(|(span, from)| {
-            // SAFETY: as above.
-            unsafe { result::memcpy_htod_sync(self.memories.pointer(span), from) }.named("cuMemcpyHtoD")
-        })
+        let spans = self.open(rows, Access::Write).into_iter();
+        spans.zip(from).try_for_each(|(span, from)| self.to_device(span, from))
     }
 }

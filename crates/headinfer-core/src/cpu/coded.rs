@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::exec::Executor;
-use super::units::{self, UnitCodec, UnitMemory};
+use super::units::{self, ReadHalves, UnitCodec, UnitMemory, WriteHalves};
 use crate::backend::BackendError;
 use crate::memory::Grant;
 use crate::model::synthetic::{Half, SyntheticKv};
@@ -142,7 +142,7 @@ const OPEN: [Role; 2] = [Role::OpenKey, Role::OpenValue];
 impl UnitMemory for Executor {
     type Error = Infallible;
 
-    fn read_unit(&self, unit: usize, then: &mut dyn FnMut(&[&[u8]], &[u8])) -> Result<(), Infallible> {
+    fn read_unit(&self, unit: usize, then: &mut ReadHalves<'_>) -> Result<(), Infallible> {
         let g = self.memories.grant(self.plan.unit_operands(unit, Access::Read));
         let half = self.codec().half_bytes();
         let heads = (0..g.count(Role::Units)).map(|head| g.read::<u8>(Role::Units, head));
@@ -151,11 +151,7 @@ impl UnitMemory for Executor {
         Ok(())
     }
 
-    fn write_unit(
-        &self,
-        unit: usize,
-        then: &mut dyn FnMut(Vec<&mut [u8]>, &mut [u8]),
-    ) -> Result<(), Infallible> {
+    fn write_unit(&self, unit: usize, then: &mut WriteHalves<'_>) -> Result<(), Infallible> {
         let g = self.memories.grant(self.plan.unit_operands(unit, Access::Write));
         let half = self.codec().half_bytes();
         let heads = (0..g.count(Role::UnitsTo)).map(|head| g.write::<u8>(Role::UnitsTo, head));

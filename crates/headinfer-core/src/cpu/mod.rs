@@ -18,7 +18,7 @@ use thiserror::Error;
 
 pub use host::{HostKeys, HostRanges, attend_host};
 pub use lanes::LaneOrder;
-pub use units::{UnitCodec, UnitMemory, read_units, write_units};
+pub use units::{ReadHalves, UnitCodec, UnitMemory, WriteHalves, read_units, write_units};
 
 use crate::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
 use crate::memory::{Arena, Memories};

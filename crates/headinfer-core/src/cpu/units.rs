@@ -70,6 +70,12 @@ impl UnitCodec {
     }
 }
 
+/// Takes coded halves of a unit and its planes, to be read.
+pub type ReadHalves<'a> = dyn FnMut(&[&[u8]], &[u8]) + 'a;
+
+/// The same, to be written.
+pub type WriteHalves<'a> = dyn FnMut(Vec<&mut [u8]>, &mut [u8]) + 'a;
+
 /// Where a backend keeps units and open rows.
 pub trait UnitMemory {
     /// Why it cannot be reached.
@@ -79,17 +85,13 @@ pub trait UnitMemory {
     ///
     /// # Errors
     /// When the memory cannot be reached.
-    fn read_unit(&self, unit: usize, then: &mut dyn FnMut(&[&[u8]], &[u8])) -> Result<(), Self::Error>;
+    fn read_unit(&self, unit: usize, then: &mut ReadHalves<'_>) -> Result<(), Self::Error>;
 
     /// As [`UnitMemory::read_unit`], to be written.
     ///
     /// # Errors
     /// When the memory cannot be reached.
-    fn write_unit(
-        &self,
-        unit: usize,
-        then: &mut dyn FnMut(Vec<&mut [u8]>, &mut [u8]),
-    ) -> Result<(), Self::Error>;
+    fn write_unit(&self, unit: usize, then: &mut WriteHalves<'_>) -> Result<(), Self::Error>;
 
     /// Copies rows of the open unit, counted from its start, of each half.
     ///

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use headinfer_core::backend::Backend;
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::synthetic::{Half, SyntheticKv};
-use headinfer_core::plan::{DeviceKind, Overrides, Plan, Request, Role};
+use headinfer_core::plan::{DeviceKind, KvFormat, Overrides, Plan, Request};
 use headinfer_cuda::measure::{Attended, Bed, Rates, Way};
 use headinfer_cuda::probe;
 
@@ -18,27 +18,27 @@ fn a_synthetic_past_has_the_bytes_of_its_law_wherever_it_is_kept() {
         return;
     }
     let spec = tiny(2, 4, 2, 72);
-    let overrides = Overrides {
-        tile: Some(256),
-        heads_per_group: Some(1),
-        ring_slots: Some(1),
-        resident_heads: Some(1),
-        ..Overrides::default()
-    };
-    let request = Request { overrides, ..request(DeviceKind::Cuda, 900) };
-    let plan = Arc::new(Plan::new(&spec, &request).unwrap());
-    let mut cuda = open_plan(&plan, &Arc::new(random_weights(&spec, 0)), &options());
     let (rows, seed) = (801, 7);
-    cuda.fill_past(rows, seed).unwrap();
-    for (layer, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        let operands = plan.past_operands(layer, head, rows);
-        for (role, half) in [(Role::Key, Half::Key), (Role::Value, Half::Value)] {
-            let spans = operands.as_slice().iter().filter(|o| o.role == role).map(|o| o.span);
-            let got: Vec<u8> = spans.flat_map(|span| cuda.read(span).unwrap()).collect();
-            let law = SyntheticKv::new(seed, layer * spec.kv_heads + head, half);
+    for kv in KvFormat::ALL {
+        let overrides = Overrides {
+            tile: Some(256),
+            heads_per_group: Some(1),
+            ring_slots: Some(1),
+            resident_heads: Some(1),
+            kv,
+            ..Overrides::default()
+        };
+        let request = Request { overrides, ..request(DeviceKind::Cuda, 900) };
+        let plan = Arc::new(Plan::new(&spec, &request).unwrap());
+        let mut cuda = open_plan(&plan, &Arc::new(random_weights(&spec, 0)), &options());
+        cuda.fill_past(rows, seed).unwrap();
+        let mut got = vec![0; rows * plan.kv_bytes_per_token() as usize];
+        cuda.read_rows(0..rows, rows, &mut got).unwrap();
+        for (index, half) in got.chunks_exact(rows * spec.head_dim * 2).enumerate() {
+            let law = SyntheticKv::new(seed, index / 2, [Half::Key, Half::Value][index % 2]);
             let expected: Vec<u8> =
                 (0..(rows * spec.head_dim) as u64).flat_map(|i| law.value(i).to_le_bytes()).collect();
-            assert!(got == expected, "layer {layer}, head {head}, {role:?}");
+            assert!(half == expected, "{kv:?}: half {index}");
         }
     }
 }

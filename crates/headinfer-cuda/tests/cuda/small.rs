@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use headinfer_core::backend::Backend;
 use headinfer_core::model::random::random_weights;
-use headinfer_core::plan::{DeviceKind, Overrides, Plan, Request, Step, WeightsMode};
+use headinfer_core::plan::{DeviceKind, KvFormat, Overrides, Plan, Request, Step, WeightsMode};
 use headinfer_cuda::{Cuda, CudaOptions, CudaWeights};
 
 use crate::reference::{Reference, Rounding};
@@ -13,7 +13,7 @@ use crate::run::{has_gpu, logits, open, options, options_by_kernel, relative_err
 use crate::support::{Draw, request, tiny};
 
 /// One KV head, tiles of 256 tokens that are fetched one after another, every bias and every norm.
-fn one_head(head_dim: usize) -> (headinfer_core::model::spec::ModelSpec, Request) {
+fn one_head(head_dim: usize, kv: KvFormat) -> (headinfer_core::model::spec::ModelSpec, Request) {
     let mut spec = tiny(1, 3, 1, head_dim);
     (spec.qkv_bias, spec.qk_norm, spec.o_bias, spec.mlp_bias) = (true, true, true, true);
     let overrides = Overrides {
@@ -21,6 +21,7 @@ fn one_head(head_dim: usize) -> (headinfer_core::model::spec::ModelSpec, Request
         tile: Some(256),
         resident_heads: Some(0),
         ring_slots: Some(1),
+        kv,
         ..Overrides::default()
     };
     (spec, Request { overrides, ..request(DeviceKind::Cuda, 400) })
@@ -35,14 +36,16 @@ fn prefill_and_decode_of_every_head_dim_are_as_exact_as_bf16_allows() {
     }
     let mut draw = Draw(61);
     for (head_dim, window) in [(64, None), (96, Some(100)), (128, None), (256, None), (24, Some(300))] {
-        let (mut spec, request) = one_head(head_dim);
+        let (mut spec, request) = one_head(head_dim, KvFormat::Bf16);
         spec.windows[0] = window;
         let weights = Arc::new(random_weights(&spec, 1));
         let ids: Vec<u32> = (0..310).map(|_| draw.below(spec.vocab) as u32).collect();
         let of = |rounding| Reference::new(&spec, &weights, rounding).logits(&ids, 6);
         let (exact, plain) = (of(Rounding::Exact), of(Rounding::Plain));
         let allowed = 2.0 * relative_error(&plain, &exact) + 1.0 / 512.0;
-        for options in options_by_kernel(head_dim) {
+        let runs = options_by_kernel(head_dim).into_iter().map(|options| (options, request.clone()));
+        let coded = (options(), one_head(head_dim, KvFormat::Bf16Packed).1);
+        for (options, request) in runs.chain([coded]) {
             let mut session = open(&spec, &weights, &request, &options);
             logits(&mut session, &ids[..304], 1);
             let mut got = session.step(&ids[304..305], 1).unwrap().to_vec();
@@ -59,7 +62,7 @@ fn what_the_device_makes_itself_is_whole() {
     if !has_gpu() {
         return;
     }
-    let (spec, request) = one_head(64);
+    let (spec, request) = one_head(64, KvFormat::Bf16);
     let request = Request { weights: WeightsMode::Stream, ..request };
     let plan = Arc::new(Plan::new(&spec, &request).unwrap());
     let options = CudaOptions { delays: Some(1), ..options() };
