@@ -79,7 +79,9 @@ fn fill_units(x: &Executor, rows: usize, seed: u64, stream: CUstream) -> Result<
         }
     }
     let open = plan.open_operands(0..rows % UNIT, Access::Write);
-    for (k, (layer, head)) in plan.heads_on_host().enumerate().filter(|_| rows % UNIT > 0) {
+    // None where the rows end with a unit.
+    let heads = plan.heads_on_host().take(open.spans(Role::OpenKey).count());
+    for (k, (layer, head)) in heads.enumerate() {
         for (role, half) in [(Role::OpenKey, Half::Key), (Role::OpenValue, Half::Value)] {
             let law = SyntheticKv::new(seed, layer * spec.kv_heads + head, half);
             let (to, at) = (open.span(role, k), (units * UNIT * spec.head_dim) as u64);

@@ -19,7 +19,7 @@ impl Executor {
         let (host, device): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|p| p.0.memory == Memory::Host);
         let memories = &self.memories;
         host.into_par_iter().for_each(|(span, to)| to.copy_from_slice(memories.host::<u8>(span)));
-        device.into_iter().try_for_each(|(span, to)| self.from_device(span, to))?;
+        device.into_iter().try_for_each(|(span, to)| self.read_device(span, to))?;
         match self.plan.coded() {
             true => read_units(&self.codec(), (&self.plan, self), &rows, held, to),
             false => Ok(()),
@@ -32,20 +32,20 @@ impl Executor {
         let (host, device): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|p| p.0.memory == Memory::Host);
         let memories = &self.memories;
         host.into_par_iter().for_each(|(span, from)| memories.host::<u8>(span).copy_from_slice(from));
-        device.into_iter().try_for_each(|(span, from)| self.to_device(span, from))?;
+        device.into_iter().try_for_each(|(span, from)| self.write_device(span, from))?;
         match self.plan.coded() {
             true => write_units(&self.codec(), (&self.plan, self), &rows, from),
             false => Ok(None),
         }
     }
 
-    fn from_device(&self, span: Span, to: &mut [u8]) -> Result<(), CudaError> {
+    fn read_device(&self, span: Span, to: &mut [u8]) -> Result<(), CudaError> {
         assert_eq!(span.bytes, to.len() as u64, "a range is read whole");
         // SAFETY: the range is inside the arena, as `pointer` asserts, and `to` is as long.
         unsafe { result::memcpy_dtoh_sync(to, self.memories.pointer(span)) }.named("cuMemcpyDtoH")
     }
 
-    fn to_device(&self, span: Span, from: &[u8]) -> Result<(), CudaError> {
+    fn write_device(&self, span: Span, from: &[u8]) -> Result<(), CudaError> {
         assert_eq!(span.bytes, from.len() as u64, "a range is written whole");
         // SAFETY: as above.
         unsafe { result::memcpy_htod_sync(self.memories.pointer(span), from) }.named("cuMemcpyHtoD")
@@ -104,11 +104,11 @@ impl UnitMemory for Executor {
 
     fn read_open(&self, rows: Range<usize>, to: Vec<&mut [u8]>) -> Result<(), CudaError> {
         let spans = self.open(rows, Access::Read).into_iter();
-        spans.zip(to).try_for_each(|(span, to)| self.from_device(span, to))
+        spans.zip(to).try_for_each(|(span, to)| self.read_device(span, to))
     }
 
     fn write_open(&self, rows: Range<usize>, from: Vec<&[u8]>) -> Result<(), CudaError> {
         let spans = self.open(rows, Access::Write).into_iter();
-        spans.zip(from).try_for_each(|(span, from)| self.to_device(span, from))
+        spans.zip(from).try_for_each(|(span, from)| self.write_device(span, from))
     }
 }
