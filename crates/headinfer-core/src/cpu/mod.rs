@@ -112,7 +112,7 @@ impl Cpu {
     /// injecting faults between steps, to see what a head is worth.
     ///
     /// # Panics
-    /// When the plan keeps no such tile on the host.
+    /// When the plan keeps no such tile on the host, or keeps it coded.
     pub fn change_tile(
         &mut self,
         layer: usize,

@@ -95,7 +95,7 @@ mod tests {
     use crate::model::known::known_shape;
     use crate::model::spec::ModelSpec;
     use crate::plan::{
-        DeviceKind, Machine, Overrides, PlacementMode, Request, Together, WeightsMode, hazard,
+        DeviceKind, KvFormat, Machine, Overrides, PlacementMode, Request, Together, WeightsMode, hazard,
     };
     use crate::simulate::timeline;
 
@@ -154,18 +154,29 @@ mod tests {
     #[test]
     fn no_other_share_is_much_faster() {
         // Long enough for what the cost model does not know, the rounds between device and CPU, to be little.
-        for (context, weights) in
-            [(1 << 17, WeightsMode::Auto), (1 << 20, WeightsMode::Auto), (1 << 18, WeightsMode::Stream)]
-        {
+        use KvFormat::{Bf16, Bf16Packed};
+        let (stay, stream) = (WeightsMode::Auto, WeightsMode::Stream);
+        for (context, weights, kv) in [
+            (1 << 17, stay, Bf16),
+            (1 << 20, stay, Bf16),
+            (1 << 18, stream, Bf16),
+            (1 << 17, stay, Bf16Packed),
+            (1 << 20, stay, Bf16Packed),
+        ] {
             let step = step(context - 1, 1);
-            let picked = seconds(&balanced(context, weights), step);
+            let overrides = Overrides { kv, ..Overrides::default() };
+            let balanced = Overrides { balance_host: true, ..overrides.clone() };
+            let picked = seconds(&plan(context, weights, balanced), step);
             let forced = |n| {
-                let overrides = Overrides { host_heads: Some(n), ..Overrides::default() };
+                let overrides = Overrides { host_heads: Some(n), ..overrides.clone() };
                 (seconds(&plan(context, weights, overrides), step), n)
             };
             let all = (0..=256).step_by(8).map(forced);
             let (best, n) = all.fold((f64::INFINITY, 0), |a, b| if b.0 < a.0 { b } else { a });
-            assert!(picked <= 1.03 * best, "{context} {weights:?}: {picked} s, {best} s with {n} heads");
+            assert!(
+                picked <= 1.03 * best,
+                "{context} {weights:?} {kv:?}: {picked} s, {best} s with {n} heads"
+            );
         }
     }
 

@@ -29,6 +29,9 @@ impl Plan {
     }
 
     /// Where rows `[0, rows)` of one head are kept between steps: keys and values in pieces of consecutive rows.
+    ///
+    /// # Panics
+    /// When they are coded: the head lives on the host, in a coded store.
     pub fn past_operands(&self, layer: usize, head: usize, rows: usize) -> Operands {
         let step = Step { past: rows, rows: 0, logit_rows: 0 };
         let at = Addresses { plan: self, layout: &self.layout, step: &step };
@@ -41,15 +44,17 @@ impl Plan {
             piece(at.resident(index, 0, rows as u64));
             return o;
         }
+        assert!(!self.coded(), "layer {layer} head {head} is coded");
         at.stored(layer, head, 0..rows).for_each(piece);
         o
     }
 
     /// One whole tile of a head in the host's store, to be written; `None` when the head is resident or has no
-    /// such tile.
+    /// such tile, or when the store is coded.
     pub fn stored_tile_operands(&self, layer: usize, head: usize, tile: usize) -> Option<Operands> {
         let spec = &self.spec;
-        if layer >= spec.layers
+        if self.coded()
+            || layer >= spec.layers
             || head >= spec.kv_heads
             || tile >= self.layout.store_rows() / self.knobs().tile
         {
