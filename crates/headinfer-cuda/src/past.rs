@@ -68,6 +68,9 @@ fn fill_units(x: &Executor, rows: usize, seed: u64, stream: CUstream) -> Result<
         for first in (0..units).step_by(piece) {
             let some = first..units.min(first + piece);
             let o = plan.unit_fill_operands(layer, head, some.clone());
+            // The host's memory may still be growing, and planes have no address before they are there.
+            let ends = o.as_slice().iter().filter(|o| o.span.memory == Memory::Host);
+            x.memories.host.wait(ends.map(|o| o.span.offset + o.span.bytes).max().unwrap_or(0))?;
             for (role, half) in HALVES {
                 let (to, at) = (o.span(role, 0), (first * UNIT * spec.head_dim) as u64);
                 x.kernels.synthetic_kv(stream, law(half), at, x.memories.pointer(to), to.bytes / WIDTH)?;
