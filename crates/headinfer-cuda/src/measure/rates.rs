@@ -39,7 +39,8 @@ pub struct Rates {
 
 impl Rates {
     /// Measures in a few seconds, on memory that is freed before this returns: at most half a GiB each of device and host,
-    /// or what one product of the plan takes where that is more. No backend may be open.
+    /// or what one product of the plan takes where that is more; where the CPU takes part, 4 GiB of the host, but no more than
+    /// the plan does. No backend may be open.
     ///
     /// # Errors
     /// [`OpenError`] when the device cannot be opened, fails, or has no memory, or the plan is of a kind that it does
@@ -83,7 +84,7 @@ impl Rates {
             link_in_bytes_s,
             together: match plan.layout().host_attended_total() {
                 0 => None,
-                _ => Some(bed.together(spec.group(), link_in_bytes_s)?),
+                _ => Some(bed.together(spec.group(), link_in_bytes_s, plan.host_bytes())?),
             },
             link_out_bytes_s: bed.link(Way::Out, tile_bytes)?,
             link_both_bytes_s: bed.link(Way::Both, tile_bytes)?,

@@ -82,7 +82,7 @@ fn a_bed_measures_every_kind_of_shape() {
     for way in [Way::In, Way::Out, Way::Both] {
         assert!(bed.link(way, 1 << 20).unwrap() > 0.0, "{way:?}");
     }
-    let together = bed.together(3, 1e9).unwrap();
+    let together = bed.together(3, 1e9, 64 << 20).unwrap();
     let rates = [together.link_bytes_s, together.host_bytes_s, together.host_flops];
     assert!(rates.iter().all(|rate| rate.is_finite() && *rate > 0.0), "{together:?}");
 }
