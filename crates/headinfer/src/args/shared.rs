@@ -72,7 +72,7 @@ pub(crate) struct EngineArgs {
     /// What K and V in host memory are: as computed, or packed without losing a bit.
     ///
     /// `bf16-packed` takes about three quarters of the memory and of the way over the link, and gives the same output to the
-    /// last bit. Heads that stay on the device and the session store have bf16 in any case.
+    /// last bit. Heads that stay on the device and the session store have bf16 in any case. On `cpu` only.
     #[arg(long, value_enum, value_name = "FORM", default_value_t = KvDtype::Bf16)]
     #[arg(env = "HEADINFER_KV_DTYPE", hide_env_values = true)]
     pub(crate) kv_dtype: KvDtype,
