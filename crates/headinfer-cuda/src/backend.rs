@@ -509,13 +509,9 @@ impl Backend for Cuda {
         Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}{cpu}"))
     }
 
-    /// Those of the product kernels: cuBLASLt, which takes more, chooses its own by their number. One where the CPU's
-    /// share of the heads follows the rows, as it rounds otherwise.
+    /// Those of the product kernels: cuBLASLt, which takes more, chooses its own by their number.
     fn rows_alike(&self) -> usize {
-        match self.executor.plan.host_share_varies() {
-            true => 1,
-            false => product::ROWS_MAX.min(DECODE_ROWS),
-        }
+        product::ROWS_MAX.min(DECODE_ROWS)
     }
 
     fn stats(&self) -> Stats {

@@ -2,8 +2,7 @@
 
 use thiserror::Error;
 
-use super::layout::{BLOCK, DECODE_ROWS, Knobs, Layout, Memory, RegionId, SPLIT, STORE_PIECE, WeightPlace};
-use super::op::Step;
+use super::layout::{BLOCK, Knobs, Layout, Memory, RegionId, SPLIT, STORE_PIECE, WeightPlace};
 use super::why::why;
 use super::{Machine, Plan};
 use crate::dtype::DType;
@@ -346,8 +345,7 @@ fn balance(spec: &ModelSpec, request: &Request, plan: Plan) -> Plan {
     if !request.overrides.balance_host || request.overrides.host_heads.is_some() {
         return plan;
     }
-    let most = |rows| plan.balanced_host_heads(&Step { past: request.context - 1, rows, logit_rows: 1 });
-    let host_heads = (1..=DECODE_ROWS).map(most).max().unwrap_or(0);
+    let host_heads = plan.balanced_host_heads(request.context - 1);
     fit(spec, request, Knobs { host_heads, ..plan.knobs().clone() }).unwrap_or(plan)
 }
 

@@ -107,6 +107,8 @@ pub struct Cost {
     pub out_bytes: f64,
     /// Host bytes read by CPU attention.
     pub host_bytes: f64,
+    /// FLOP of CPU attention.
+    pub host_flop: f64,
 }
 
 impl std::ops::AddAssign for Cost {
@@ -117,6 +119,7 @@ impl std::ops::AddAssign for Cost {
         self.in_bytes += o.in_bytes;
         self.out_bytes += o.out_bytes;
         self.host_bytes += o.host_bytes;
+        self.host_flop += o.host_flop;
     }
 }
 
@@ -136,11 +139,14 @@ impl Cost {
         let arithmetic = self.gemm_flop / machine.gemm_flops + self.attention_flop / machine.attention_flops;
         let device = self.device_bytes / machine.device_bytes_s;
         let (link, host) = match machine.together {
-            Some(together) if self.host_bytes > 0.0 => (together.link_bytes_s, together.host_bytes_s),
-            _ => (machine.link_bytes_s, machine.host_bytes_s),
+            Some(together) if self.host_bytes > 0.0 => {
+                let bytes = self.host_bytes / together.host_bytes_s;
+                (together.link_bytes_s, bytes.max(self.host_flop / together.host_flops))
+            }
+            _ => (machine.link_bytes_s, self.host_bytes / machine.host_bytes_s),
         };
         let link = self.in_bytes.max(self.out_bytes) / link;
-        arithmetic.max(device).max(link).max(self.host_bytes / host)
+        arithmetic.max(device).max(link).max(host)
     }
 }
 
@@ -190,9 +196,11 @@ impl Plan {
                 let kv = [Role::Key, Role::Value, Role::OwnKey, Role::OwnValue];
                 Cost { device_bytes: self.bytes_of(step, op, &kv), ..attention(spec, heads, seen) }
             }
-            Op::AttendHost { .. } => {
-                Cost { host_bytes: self.bytes_of(step, op, &[Role::Key, Role::Value]), ..Cost::default() }
-            }
+            Op::AttendHost { layer, heads } => Cost {
+                host_bytes: self.bytes_of(step, op, &[Role::Key, Role::Value]),
+                host_flop: attention(spec, heads, pairs(spec, step, layer, 0..step.past)).attention_flop,
+                ..Cost::default()
+            },
         }
     }
 
@@ -214,8 +222,9 @@ impl Plan {
             let own = pairs(spec, step, layer, step.past..step.past + step.rows);
             let seen = pairs(spec, step, layer, 0..step.past);
             total += attention(spec, all, own);
-            total.attention_flop +=
-                attention(spec, all, seen).attention_flop * (1.0 - by_cpu / spec.kv_heads as f64);
+            let (flop, host) = (attention(spec, all, seen).attention_flop, by_cpu / spec.kv_heads as f64);
+            total.attention_flop += flop * (1.0 - host);
+            total.host_flop += flop * host;
             total.out_bytes += on_host * step.rows as f64 * row;
             total.in_bytes += (on_host - by_cpu) * past as f64 * row;
             let own = if past > 0 { step.split_end() - step.past } else { 0 };

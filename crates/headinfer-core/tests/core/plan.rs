@@ -233,6 +233,7 @@ fn the_cost_of_a_step_is_the_sum_of_its_commands() {
             (sum.in_bytes, step_cost.in_bytes),
             (sum.out_bytes, step_cost.out_bytes),
             (sum.host_bytes, step_cost.host_bytes),
+            (sum.host_flop, step_cost.host_flop),
         ];
         for (a, b) in pairs {
             assert!((a - b).abs() <= 1e-9 * a.max(b), "{sum:?}\n{step_cost:?}\n{:?} {step:?}", plan.knobs());

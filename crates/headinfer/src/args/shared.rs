@@ -63,8 +63,7 @@ pub(crate) struct EngineArgs {
     /// How many (layer, KV head) pairs the CPU attends to in decode, where their KV lies: a number, or `auto`.
     ///
     /// `auto` keeps the CPU at work as long as the link is with the other heads that live in host memory, by `doctor`'s
-    /// rates. The CPU rounds otherwise than a GPU: without this no bit of an answer depends on where heads live. With `auto`
-    /// the share follows each step, so nothing is guessed (see `--speculate`); a number leaves room for both.
+    /// rates. The CPU rounds otherwise than a GPU: without this no bit of an answer depends on where heads live.
     #[arg(long, value_name = "N|auto", default_value = "0", value_parser = host_heads)]
     #[arg(env = "HEADINFER_HOST_HEADS", hide_env_values = true)]
     pub(crate) host_heads: HostHeads,
