@@ -66,6 +66,7 @@ mod tests {
             device_budget: 1 << 40,
             host_budget: 1 << 40,
             stored: None,
+            guesses: false,
             placement: PlacementMode::Offload,
             weights: WeightsMode::Auto,
             overrides,

@@ -66,6 +66,7 @@ pub(crate) fn request_anywhere(
         device_budget: engine.gpu_memory.map_or(budgets.device, |b| b.0),
         host_budget: engine.host_memory.map_or(budgets.host, |b| b.0),
         stored: None,
+        guesses: false,
         placement: engine.placement.into(),
         weights: engine.weights.into(),
         overrides: Overrides {

@@ -126,6 +126,7 @@ mod tests {
             device_budget: 24 << 30,
             host_budget: 1 << 50,
             stored: None,
+            guesses: false,
             placement: PlacementMode::Offload,
             weights,
             overrides,

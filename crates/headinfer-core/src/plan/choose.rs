@@ -75,10 +75,12 @@ pub struct Request {
     pub context: usize,
     /// Bytes of device memory the process may use.
     pub device_budget: u64,
-    /// Bytes of host memory the plan may allocate, [`Request::stored`]'s and the index of guesses included.
+    /// Bytes of host memory the plan may allocate, those of [`Request::stored`] and [`Request::guesses`] included.
     pub host_budget: u64,
     /// Least tokens of a checkpoint, when a session store keeps the prefill: it holds some of them in host memory.
     pub stored: Option<usize>,
+    /// Whether tokens are guessed: the index that guesses come from takes host memory too.
+    pub guesses: bool,
     /// Placement of KV heads.
     pub placement: PlacementMode,
     /// Placement of weights.
@@ -162,9 +164,9 @@ impl Plan {
     }
 
     /// Bytes of host memory, beside the plan's regions, that the engine's index of guesses takes at most: by then the
-    /// text is as long as the context.
+    /// text is as long as the context. 0 where nothing is guessed.
     pub fn guess_bytes(&self) -> u64 {
-        guess_bytes(self.request.context)
+        guess_bytes(&self.request)
     }
 
     /// Longest context that fits `request` with everything else unchanged; 0 when none does.
@@ -267,13 +269,13 @@ fn fit(spec: &ModelSpec, request: &Request, knobs: Knobs) -> Option<Plan> {
 
 /// What the plan allocates, and what the session store and the index of guesses take beside it.
 fn host_need(spec: &ModelSpec, request: &Request, layout: &Layout) -> u64 {
-    let beside = store_bytes(spec, request, layout.knobs.chunk) + guess_bytes(request.context);
+    let beside = store_bytes(spec, request, layout.knobs.chunk) + guess_bytes(request);
     layout.bytes(Memory::Host) + beside
 }
 
 /// Tables at most three quarters full and a list that double as they grow (`engine/guess/lookup.rs`), and their least sizes.
-fn guess_bytes(context: usize) -> u64 {
-    40 * context as u64 + KIB
+fn guess_bytes(request: &Request) -> u64 {
+    if request.guesses { 40 * request.context as u64 + KIB } else { 0 }
 }
 
 fn store_bytes(spec: &ModelSpec, request: &Request, chunk: usize) -> u64 {

@@ -149,7 +149,7 @@ impl Plan {
         if memory == Memory::Host && self.store_bytes() > 0 {
             regions.push(RegionReport { name: "session store".into(), bytes: self.store_bytes() });
         }
-        if memory == Memory::Host {
+        if memory == Memory::Host && self.guess_bytes() > 0 {
             regions.push(RegionReport { name: "index of guesses".into(), bytes: self.guess_bytes() });
         }
         if memory == Memory::Device && overhead > 0 {

@@ -489,6 +489,24 @@ fn the_index_of_guesses_is_within_what_the_plan_says() {
 }
 
 #[test]
+fn the_index_of_guesses_is_counted_where_there_are_any() {
+    let guessing = Request { placement: PlacementMode::Offload, ..request(DeviceKind::Cpu, 100_000) };
+    let plan = |guesses| Plan::new(&tiny(1, 2, 1, 16), &Request { guesses, ..guessing.clone() }).unwrap();
+    let (with, without) = (plan(true), plan(false));
+    assert_eq!((with.guess_bytes(), without.guess_bytes()), (40 * 100_000 + 1024, 0));
+    assert_eq!(with.report().host.bytes, without.report().host.bytes + with.guess_bytes());
+    let named = |plan: &Plan| plan.report().host.regions.iter().any(|r| r.name == "index of guesses");
+    assert!(named(&with) && !named(&without));
+    let host_budget = without.report().host.bytes;
+    let fits = |guesses| {
+        let request =
+            Request { host_budget, device_budget: with.device_bytes(), guesses, ..guessing.clone() };
+        Plan::new(&tiny(1, 2, 1, 16), &request).is_ok()
+    };
+    assert!(fits(false) && !fits(true));
+}
+
+#[test]
 fn the_largest_shape_and_context_never_wrap() {
     let (layers, wide) = (LAYERS_MAX, HEAD_DIM_MAX);
     let spec = ModelSpec {

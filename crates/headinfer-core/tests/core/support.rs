@@ -57,6 +57,7 @@ pub(crate) fn request(device: DeviceKind, context: usize) -> Request {
         device_budget: 1 << 50,
         host_budget: 1 << 50,
         stored: None,
+        guesses: true,
         placement: PlacementMode::Auto,
         weights: WeightsMode::Auto,
         overrides: Overrides::default(),

@@ -127,6 +127,13 @@ pub(crate) struct GuessArgs {
     pub(crate) speculate: Speculation,
 }
 
+impl GuessArgs {
+    /// Whether there may be guesses.
+    pub(crate) fn any(&self) -> bool {
+        self.speculate != Speculation::Off
+    }
+}
+
 fn speculation(text: &str) -> Result<Speculation, String> {
     const MOST: usize = DECODE_ROWS - 1;
     match (text, text.parse()) {
