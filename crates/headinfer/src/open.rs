@@ -73,10 +73,7 @@ pub(crate) fn request_anywhere(
             chunk: engine.chunk,
             tile: engine.tile,
             heads_per_group: engine.heads_per_group,
-            host_heads: match engine.host_heads {
-                HostHeads::Count(n) => Some(n),
-                HostHeads::Auto => None,
-            },
+            host_heads: engine.host_heads.count(),
             balance_host: engine.host_heads == HostHeads::Auto,
             ..Overrides::default()
         },

@@ -8,7 +8,7 @@ use super::op::{Heads, Step};
 
 /// What a layer costs the CPU besides its bytes and the device's weights, seconds: the way of queries and states over the
 /// link, starting threads and waiting for the last of them, launches between. So much was seen beside an H100.
-const ROUND_S: f64 = 160e-6;
+pub const HOST_ROUND_S: f64 = 160e-6;
 /// Share of its rate alone that the CPU keeps beside the link, where nobody measured it: on 16 cores of a Sapphire Rapids
 /// 77 of 94 GB/s were seen.
 const BESIDE: f64 = 0.8;
@@ -75,7 +75,7 @@ impl Plan {
             self.weight_fetches(step).into_iter().map(|block| self.layout.weight_block_bytes(block)).sum();
         // While the device multiplies by weights the next queries are not there, and the CPU waits.
         let weights = (spec.parameters() * spec.dtype.bytes() as u64) as f64;
-        let waits = weights / machine.device_bytes_s + spec.layers as f64 * ROUND_S;
+        let waits = weights / machine.device_bytes_s + spec.layers as f64 * HOST_ROUND_S;
         let one = bytes / heads as f64;
         let balanced = ((bytes + streamed as f64) / link - waits) / (one / link + one / host);
         (balanced.max(0.0) as usize).min(heads)

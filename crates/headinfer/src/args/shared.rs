@@ -105,7 +105,17 @@ pub(crate) enum HostHeads {
     Count(usize),
 }
 
-fn host_heads(text: &str) -> Result<HostHeads, String> {
+impl HostHeads {
+    /// The number, where one is given.
+    pub(crate) fn count(self) -> Option<usize> {
+        match self {
+            Self::Auto => None,
+            Self::Count(n) => Some(n),
+        }
+    }
+}
+
+pub(super) fn host_heads(text: &str) -> Result<HostHeads, String> {
     match text {
         "auto" => Ok(HostHeads::Auto),
         _ => {
