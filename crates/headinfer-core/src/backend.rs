@@ -79,7 +79,7 @@ pub trait Backend: Send {
     fn stats(&self) -> Stats;
 
     /// Where its lanes are while a step runs; `None` when it cannot tell.
-    fn watch(&self) -> Option<Arc<Watch>> {
+    fn watch(&self) -> Option<Arc<dyn Watch>> {
         None
     }
 

@@ -25,6 +25,7 @@ mod past;
 mod slab;
 mod stream;
 mod upload;
+mod watch;
 mod weights;
 
 use headinfer_core::units::Bytes;

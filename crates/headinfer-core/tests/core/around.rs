@@ -67,7 +67,7 @@ impl<A: Around> Backend for Surrounded<A> {
         self.inner.stats()
     }
 
-    fn watch(&self) -> Option<Arc<Watch>> {
+    fn watch(&self) -> Option<Arc<dyn Watch>> {
         self.inner.watch()
     }
 
