@@ -48,7 +48,7 @@ const DRIVER: [&str; 37] = [
     "cuModuleUnload",
     "cuModuleGetFunction",
     "cuFuncSetAttribute",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
 ];
 
 /// Functions of NVRTC.
