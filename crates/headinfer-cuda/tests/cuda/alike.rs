@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use headinfer_core::engine::Decoder;
 use headinfer_core::engine::generate::{Limits, generate};
 use headinfer_core::engine::guess::Speculation;
 use headinfer_core::engine::sample::{Sampler, Sampling};
-use headinfer_core::engine::{Decoder, Session};
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::plan::{DECODE_ROWS, DeviceKind, Overrides, Plan, Request, SPLIT, Step, WeightsMode};
