@@ -72,7 +72,8 @@ pub trait Backend: Send {
     }
 
     /// Rows up to which a step gives each row the bits, of logits, K and V, that it would have in a step of its own
-    /// after those before it; more rows differ by rounding. At most [`DECODE_ROWS`](crate::plan::DECODE_ROWS).
+    /// after those before it, as long as the step ends by [`Plan::share_end`](crate::plan::Plan::share_end); more rows
+    /// differ by rounding. At most [`DECODE_ROWS`](crate::plan::DECODE_ROWS).
     fn rows_alike(&self) -> usize {
         1
     }
@@ -81,7 +82,7 @@ pub trait Backend: Send {
     fn stats(&self) -> Stats;
 
     /// Where its lanes are while a step runs; `None` when it cannot tell.
-    fn watch(&self) -> Option<Arc<Watch>> {
+    fn watch(&self) -> Option<Arc<dyn Watch>> {
         None
     }
 

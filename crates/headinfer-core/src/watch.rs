@@ -1,14 +1,16 @@
-//! Which KV heads the lanes are at work on right now: told while a step runs, read by whoever draws it.
+//! Which KV heads the lanes are at work on right now: told or known while a step runs, asked by whoever draws it.
 //!
-//! Must not know who reads; telling costs a store, and nobody waits.
+//! Must not know who asks; nobody waits.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::plan::{Heads, Lane, Layout, Op};
+use crate::plan::{Heads, Lane, Op, Plan};
 
-/// Of one backend: by lane, the heads it came to last within the step under way.
-#[derive(Debug, Default)]
-pub struct Watch([AtomicU64; Lane::ALL.len()]);
+/// Where the lanes of one backend are.
+pub trait Watch: Send + Sync {
+    /// Whose K and V `lane` moves or reads; `None` between steps, and where it cannot be told.
+    fn now(&self, lane: Lane) -> Option<Spot>;
+}
 
 /// KV heads of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,26 +21,39 @@ pub struct Spot {
     pub heads: Heads,
 }
 
-impl Watch {
-    /// Whose K and V `lane` moves or reads; `None` between steps, and before it came to any in this one.
-    pub fn now(&self, lane: Lane) -> Option<Spot> {
-        let packed = self.0[lane.index()].load(Relaxed);
-        let (start, end) = ((packed >> 16 & 0xffff) as usize, (packed & 0xffff) as usize);
-        (end > start).then_some(Spot { layer: (packed >> 32) as usize, heads: Heads { start, end } })
-    }
-
-    /// `lane` starts `op`.
-    pub(crate) fn begin(&self, lane: Lane, op: &Op, layout: &Layout, kv_heads: usize) {
+impl Spot {
+    /// Whose K and V `op` moves or reads, if any.
+    pub fn of(op: &Op, plan: &Plan) -> Option<Self> {
         let (layer, heads) = match *op {
             Op::Fetch { layer, heads, .. }
             | Op::Unpack { layer, heads, .. }
             | Op::Attend { layer, heads, .. }
             | Op::AttendHost { layer, heads } => (layer, heads),
             Op::Pack { layer } | Op::Evict { layer } => {
-                (layer, Heads { start: layout.resident(layer).end, end: kv_heads })
+                (layer, Heads { start: plan.layout().resident(layer).end, end: plan.spec.kv_heads })
             }
-            _ => return,
+            _ => return None,
         };
+        (!heads.is_empty()).then_some(Self { layer, heads })
+    }
+}
+
+/// A watch that is told: by lane, the heads it came to last within the step under way. Telling costs a store.
+#[derive(Debug, Default)]
+pub(crate) struct Told([AtomicU64; Lane::ALL.len()]);
+
+impl Watch for Told {
+    fn now(&self, lane: Lane) -> Option<Spot> {
+        let packed = self.0[lane.index()].load(Relaxed);
+        let (start, end) = ((packed >> 16 & 0xffff) as usize, (packed & 0xffff) as usize);
+        (end > start).then_some(Spot { layer: (packed >> 32) as usize, heads: Heads { start, end } })
+    }
+}
+
+impl Told {
+    /// `lane` starts `op`.
+    pub(crate) fn begin(&self, lane: Lane, op: &Op, plan: &Plan) {
+        let Some(Spot { layer, heads }) = Spot::of(op, plan) else { return };
         // A shape beyond these is drawn by nobody.
         let narrow = |head: usize| u64::from(u16::try_from(head).unwrap_or(u16::MAX));
         let packed = (layer as u64) << 32 | narrow(heads.start) << 16 | narrow(heads.end);
@@ -55,7 +70,7 @@ impl Watch {
 mod tests {
     use super::*;
     use crate::model::known::known_shape;
-    use crate::plan::{DeviceKind, Machine, Overrides, PlacementMode, Plan, Request, Step, WeightsMode};
+    use crate::plan::{DeviceKind, Machine, Overrides, PlacementMode, Request, Step, WeightsMode};
 
     #[test]
     fn each_lane_is_seen_where_it_came_to_last_and_nowhere_between_steps() {
@@ -69,17 +84,18 @@ mod tests {
             device_budget: 1 << 40,
             host_budget: 1 << 40,
             stored: None,
+            guesses: false,
             placement: PlacementMode::Offload,
             weights: WeightsMode::Auto,
             overrides,
             machine: Machine::default_cpu(2),
         };
         let plan = Plan::new(&spec, &request).unwrap();
-        let (watch, mut evicted) = (Watch::default(), 0);
+        let (watch, mut evicted) = (Told::default(), 0);
         assert!(Lane::ALL.iter().all(|lane| watch.now(*lane).is_none()));
         for command in &plan.schedule(Step { past: 9 << 10, rows: 1024, logit_rows: 1 }).commands {
             let before = watch.now(command.lane);
-            watch.begin(command.lane, &command.op, plan.layout(), spec.kv_heads);
+            watch.begin(command.lane, &command.op, &plan);
             let now = watch.now(command.lane);
             match command.op {
                 Op::Fetch { layer, heads, .. } | Op::Attend { layer, heads, .. } => {

@@ -11,6 +11,7 @@ use headinfer_core::plan::{
     Command, DECODE_ROWS, DeviceKind, Lane, Memory, Plan, RegionId, Role, STEPS_IN_FLIGHT, Schedule, Span,
 };
 use headinfer_core::units::Bytes;
+use headinfer_core::watch::Watch;
 
 use crate::OpenError;
 use crate::arena::{DeviceArena, Memories};
@@ -26,6 +27,7 @@ use crate::log::Log;
 use crate::past;
 use crate::slab::{Driver, Growth, HostSlab};
 use crate::stream::{Event, Pool, Stream};
+use crate::watch::{Flight, Flights};
 use crate::weights::{self, CudaWeights};
 
 /// Widest head the attention kernels take.
@@ -56,7 +58,9 @@ pub struct CudaOptions {
 pub struct Cuda {
     failed: Option<String>,
     log: Log,
-    events: Pool,
+    /// By turn: who looks on asks for those of a step while the next is put on the lanes.
+    events: [Pool; STEPS_IN_FLIGHT],
+    flights: Arc<Flights>,
     stamps: Pool,
     signallers: Vec<usize>,
     /// The stamp each command starts at.
@@ -134,7 +138,8 @@ impl Cuda {
         let mut this = Self {
             failed: None,
             log: Log::default(),
-            events: Pool::new(false),
+            events: [Pool::new(false), Pool::new(false)],
+            flights: Arc::new(Flights::new(context.handle())),
             stamps: Pool::new(true),
             signallers: Vec::new(),
             starts: Vec::new(),
@@ -236,6 +241,13 @@ impl Cuda {
         }
         self.log.command(None);
         self.end()?;
+        // Where times are kept, other events stand for the plan's.
+        if !self.keep_timeline {
+            let (turn, step) = ((self.steps - 1) % STEPS_IN_FLIGHT, self.steps);
+            let flight =
+                Flight::of(schedule, &self.executor.plan, step, &self.events[turn], &self.done[turn]);
+            self.flights.add(turn, flight);
+        }
         let cost = self.executor.plan.step_cost(&schedule.step);
         for lane in Lane::ALL {
             self.stats.bytes[lane.index()] += cost.lane_bytes(lane) as u64;
@@ -251,13 +263,14 @@ impl Cuda {
 
     /// Puts the ids on their way, and lets no lane start before the last step is done.
     fn begin(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), CudaError> {
-        self.events.grow(schedule.events)?;
         let turn = self.steps % STEPS_IN_FLIGHT;
+        self.events[turn].grow(schedule.events)?;
         if self.steps >= STEPS_IN_FLIGHT {
             // The place of these ids was read by the step before the last.
             self.done[turn].synchronize()?;
             self.log.ended(STEPS_IN_FLIGHT);
         }
+        self.flights.forget(turn);
         let plan = &self.executor.plan;
         let from = plan.host_ids_operand(ids.len(), turn).as_slice()[0].span;
         let to = plan.ids_operand(ids.len()).as_slice()[0].span;
@@ -349,7 +362,7 @@ impl Cuda {
     fn event(&self, event: headinfer_core::plan::Event) -> &Event {
         match self.keep_timeline {
             true => self.stamps.get(2 * self.signallers[event.0 as usize] + 1),
-            false => self.events.get(event.0 as usize),
+            false => self.events[self.steps % STEPS_IN_FLIGHT].get(event.0 as usize),
         }
     }
 
@@ -499,17 +512,17 @@ impl Backend for Cuda {
         Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}{cpu}"))
     }
 
-    /// Those of the product kernels: cuBLASLt, which takes more, chooses its own by their number. One where the CPU's
-    /// share of the heads follows the rows, as it rounds otherwise.
+    /// Those of the product kernels: cuBLASLt, which takes more, chooses its own by their number.
     fn rows_alike(&self) -> usize {
-        match self.executor.plan.host_share_varies() {
-            true => 1,
-            false => product::ROWS_MAX.min(DECODE_ROWS),
-        }
+        product::ROWS_MAX.min(DECODE_ROWS)
     }
 
     fn stats(&self) -> Stats {
         self.stats
+    }
+
+    fn watch(&self) -> Option<Arc<dyn Watch>> {
+        Some(self.flights.clone())
     }
 
     fn record_timeline(&mut self, on: bool) {
@@ -523,6 +536,7 @@ impl Backend for Cuda {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
+        self.flights.close();
         // What follows needs the context on this thread; without it everything is gone already.
         let _ = self.context.enter();
     }

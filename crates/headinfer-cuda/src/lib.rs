@@ -27,6 +27,7 @@ mod slab;
 mod stream;
 mod units;
 mod upload;
+mod watch;
 mod weights;
 
 use headinfer_core::units::Bytes;

@@ -11,7 +11,7 @@ use libloading::Library;
 use crate::error::{CudaError, Named, Version};
 
 /// Functions of the driver, but for [`elapsed`]'s.
-const DRIVER: [&str; 36] = [
+const DRIVER: [&str; 37] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorString",
@@ -42,6 +42,7 @@ const DRIVER: [&str; 36] = [
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventRecord",
+    "cuEventQuery",
     "cuEventSynchronize",
     "cuModuleLoadData",
     "cuModuleUnload",

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use cudarc::driver::DriverError;
 use cudarc::driver::result;
-use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream};
+use cudarc::driver::sys::{CUevent, CUevent_flags, CUresult, CUstream};
 
 use crate::error::{CudaError, Named};
 use crate::libraries;
@@ -76,6 +77,11 @@ impl Event {
         unsafe { result::event::record(self.0, stream) }.named("cuEventRecord")
     }
 
+    /// What others ask whether it has happened; good while `self` lives.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.0)
+    }
+
     /// Waits until what was recorded has happened.
     pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the handle is alive.
@@ -87,6 +93,22 @@ impl Event {
         // SAFETY: both handles are alive.
         let ms = unsafe { libraries::elapsed(start.0, self.0) }?;
         Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
+    }
+}
+
+/// An event as others may ask for it, who end before it is destroyed.
+#[derive(Clone, Copy)]
+pub(crate) struct Mark(CUevent);
+
+// SAFETY: as for `Event`.
+unsafe impl Send for Mark {}
+
+impl Mark {
+    /// Whether what was recorded last has happened. On a device that failed all has.
+    pub(crate) fn happened(self) -> bool {
+        // SAFETY: who made the mark keeps the event as long as it is asked for.
+        let asked = unsafe { result::event::query(self.0) };
+        asked != Err(DriverError(CUresult::CUDA_ERROR_NOT_READY))
     }
 }
 

@@ -66,16 +66,14 @@ pub(crate) fn request_anywhere(
         device_budget: engine.gpu_memory.map_or(budgets.device, |b| b.0),
         host_budget: engine.host_memory.map_or(budgets.host, |b| b.0),
         stored: None,
+        guesses: false,
         placement: engine.placement.into(),
         weights: engine.weights.into(),
         overrides: Overrides {
             chunk: engine.chunk,
             tile: engine.tile,
             heads_per_group: engine.heads_per_group,
-            host_heads: match engine.host_heads {
-                HostHeads::Count(n) => Some(n),
-                HostHeads::Auto => None,
-            },
+            host_heads: engine.host_heads.count(),
             balance_host: engine.host_heads == HostHeads::Auto,
             kv: engine.kv_dtype.into(),
             ..Overrides::default()

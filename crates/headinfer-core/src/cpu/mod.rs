@@ -24,7 +24,7 @@ use crate::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
 use crate::memory::{Arena, Memories};
 use crate::model::weights::Weights;
 use crate::plan::{DECODE_ROWS, Memory, Plan, Role, Schedule};
-use crate::watch::Watch;
+use crate::watch::{Told, Watch};
 use exec::Executor;
 use kernels::Isa;
 
@@ -71,7 +71,7 @@ pub struct Cpu {
     keep_timeline: bool,
     logits: Vec<f32>,
     rows: usize,
-    watch: Arc<Watch>,
+    watch: Arc<Told>,
 }
 
 impl Cpu {
@@ -133,7 +133,7 @@ impl Backend for Cpu {
         self.executor.check_pack_fault()?;
         self.executor.put_ids(ids);
         let timed = lanes::run(schedule, self.order, &|command| {
-            self.watch.begin(command.lane, &command.op, plan.layout(), plan.spec.kv_heads);
+            self.watch.begin(command.lane, &command.op, plan);
             self.executor.execute(&schedule.step, &command.op);
         });
         self.watch.rest();
@@ -190,7 +190,7 @@ impl Backend for Cpu {
         self.stats
     }
 
-    fn watch(&self) -> Option<Arc<Watch>> {
+    fn watch(&self) -> Option<Arc<dyn Watch>> {
         Some(self.watch.clone())
     }
 

@@ -2,8 +2,9 @@
 //!
 //! A pass takes in the last token and some guesses at what follows. Its logits are handed out row by row as long as
 //! what is chosen is what was guessed. As no backend lets a row's bits depend on the number of rows
-//! ([`Backend::rows_alike`](crate::backend::Backend::rows_alike)), whoever chooses sees what it would see without
-//! guesses: same logits, same history, in the same order. Must not know how tokens are chosen.
+//! ([`Backend::rows_alike`](crate::backend::Backend::rows_alike)), and no pass goes on where other heads are the CPU's
+//! ([`Plan::share_end`](crate::plan::Plan::share_end)), whoever chooses sees what it would see without guesses: same
+//! logits, same history, in the same order. Must not know how tokens are chosen.
 
 use std::time::Instant;
 
@@ -127,7 +128,7 @@ impl Decoder {
     pub fn pass(&mut self, session: &mut Session, token: u32, most: usize) -> Result<(), EngineError> {
         self.settle(session);
         let past = session.tokens().len();
-        let room = (session.plan().knobs().context - past).min(most);
+        let room = (session.plan().share_end(past) - past).min(most);
         let mut ids = vec![token];
         if let Some(guesses) = &mut self.guesses {
             guesses.propose(room, &mut ids);

@@ -1,13 +1,14 @@
 //! How many heads the CPU attends to where they lie: as many as keep it at work no longer than the link is with the
-//! others.
+//! others, in a step of one row. A step of a few has the share that each of its rows would have alone: the CPU rounds
+//! otherwise than a device, and guesses, which come along as further rows, must not change a bit.
 
 use super::Plan;
-use super::layout::{DECODE_ROWS, SPLITS_IN_FLIGHT, spread};
+use super::layout::{DECODE_ROWS, SPLIT, SPLITS_IN_FLIGHT, spread};
 use super::op::{Heads, Step};
 
 /// What a layer costs the CPU besides its bytes and the device's weights, seconds: the way of queries and states over the
 /// link, starting threads and waiting for the last of them, launches between. So much was seen beside an H100.
-const ROUND_S: f64 = 160e-6;
+pub const HOST_ROUND_S: f64 = 160e-6;
 /// Share of its rate alone that the CPU keeps beside the link, where nobody measured it: on 16 cores of a Sapphire Rapids
 /// 77 of 94 GB/s were seen.
 const BESIDE: f64 = 0.8;
@@ -25,13 +26,18 @@ impl Plan {
         if !self.host_share_varies() {
             return all;
         }
-        let counts = spread(self.balanced_host_heads(step), self.spec.layers);
+        let counts = spread(self.balanced_host_heads(step.past), self.spec.layers);
         Heads { start: all.start.max(all.end - (counts[layer + 1] - counts[layer]).min(all.len())), ..all }
     }
 
-    /// Whether [`Plan::host_attended`] follows a step's rows and past. Where the CPU rounds otherwise than the device, a row
-    /// then has other bits in a step of other rows.
-    pub fn host_share_varies(&self) -> bool {
+    /// Where a step of few rows after `past` must end, at the latest, for [`Plan::host_attended`] to be for each row what it
+    /// would be alone: at the end of the split, where the share follows the past, else nowhere before the context.
+    pub fn share_end(&self, past: usize) -> usize {
+        let context = self.knobs().context;
+        if self.host_share_varies() { ((past / SPLIT + 1) * SPLIT).min(context) } else { context }
+    }
+
+    fn host_share_varies(&self) -> bool {
         let overrides = &self.request.overrides;
         overrides.balance_host && overrides.host_heads.is_none() && self.layout.host_attended_total() > 0
     }
@@ -51,9 +57,11 @@ impl Plan {
         (0..self.spec.layers).map(|layer| self.host_attended(step, layer).len()).sum()
     }
 
-    /// (layer, KV head) pairs with which CPU and link take equally long for a step, of those that live on the host.
-    pub(super) fn balanced_host_heads(&self, step: &Step) -> usize {
+    /// (layer, KV head) pairs with which CPU and link take equally long for a step of one row, of those that live on the
+    /// host: the same for all steps whose past ends in the same split.
+    pub(super) fn balanced_host_heads(&self, past: usize) -> usize {
         let (spec, machine) = (&self.spec, &self.request.machine);
+        let step = &Step { past: past / SPLIT * SPLIT, rows: 1, logit_rows: 1 };
         let row = (4 * spec.head_dim) as f64 / self.knobs().kv.ratio(spec.head_dim);
         let on_host = |layer| spec.kv_heads - self.layout.resident(layer).len();
         let heads: usize = (0..spec.layers).map(on_host).sum();
@@ -66,25 +74,25 @@ impl Plan {
         if heads == 0 || bytes == 0.0 {
             return 0;
         }
-        let (link, host) = self.rates_together(step);
+        let (link, host) = self.rates_together();
         let streamed: u64 =
             self.weight_fetches(step).into_iter().map(|block| self.layout.weight_block_bytes(block)).sum();
         // While the device multiplies by weights the next queries are not there, and the CPU waits.
         let weights = (spec.parameters() * spec.dtype.bytes() as u64) as f64;
-        let waits = weights / machine.device_bytes_s + spec.layers as f64 * ROUND_S;
+        let waits = weights / machine.device_bytes_s + spec.layers as f64 * HOST_ROUND_S;
         let one = bytes / heads as f64;
         let balanced = ((bytes + streamed as f64) / link - waits) / (one / link + one / host);
         (balanced.max(0.0) as usize).min(heads)
     }
 
-    /// Bytes per second of the link, and of K and V that the CPU attends to at this many rows.
-    fn rates_together(&self, step: &Step) -> (f64, f64) {
+    /// Bytes per second of the link, and of K and V that the CPU attends to for one row.
+    fn rates_together(&self) -> (f64, f64) {
         let machine = &self.request.machine;
         // A byte of K or V is half of an element that each query row multiplies once.
-        let flop_a_byte = (step.rows * self.spec.group()) as f64 * self.knobs().kv.ratio(self.spec.head_dim);
+        let flop_a_byte = self.spec.group() as f64 * self.knobs().kv.ratio(self.spec.head_dim);
         match machine.together {
             Some(rates) => (rates.link_bytes_s, rates.host_bytes_s.min(rates.host_flops / flop_a_byte)),
-            None => (machine.link_bytes_s, BESIDE * machine.host_bytes_s / step.rows as f64),
+            None => (machine.link_bytes_s, BESIDE * machine.host_bytes_s),
         }
     }
 }
@@ -122,6 +130,7 @@ mod tests {
             device_budget: 24 << 30,
             host_budget: 1 << 50,
             stored: None,
+            guesses: false,
             placement: PlacementMode::Offload,
             weights,
             overrides,
@@ -181,13 +190,41 @@ mod tests {
     }
 
     #[test]
-    fn the_share_shrinks_with_rows_and_with_the_past() {
+    fn the_share_grows_with_the_past() {
         let plan = balanced(1 << 17, WeightsMode::Auto);
         let heads = |past, rows| plan.host_attended_heads(&step(past, rows));
-        let by_rows: Vec<_> = [1, 4, 8, 16].map(|rows| heads(100_000, rows)).into();
-        assert!(by_rows.is_sorted_by(|a, b| a > b) && by_rows[3] > 0, "{by_rows:?}");
         assert!(heads(100_000, 1) > heads(10_000, 1), "short pasts are not worth as many rounds");
         assert_eq!([heads(500, 1), heads(0, 1), heads(100_000, 17)], [0; 3]);
+    }
+
+    /// More rows are more work for the CPU and none for the link, and would be balanced with fewer heads. But then a row
+    /// would be attended to by the CPU where it came alone, by the device where guesses came along, and rounded otherwise.
+    #[test]
+    fn a_row_among_others_has_the_share_that_it_has_alone() {
+        let plan = balanced(1 << 17, WeightsMode::Auto);
+        let mut shares = std::collections::BTreeSet::new();
+        for past in (9_000..100_000).step_by(997) {
+            let share = |past, rows| -> Vec<Heads> {
+                (0..32).map(|layer| plan.host_attended(&step(past, rows), layer)).collect()
+            };
+            let end = plan.share_end(past);
+            assert!(past < end && end <= past + SPLIT, "{end} after {past}");
+            for rows in 1..=DECODE_ROWS.min(end - past) {
+                let among = share(past, rows);
+                assert!((past..past + rows).all(|alone| share(alone, 1) == among), "{rows} after {past}");
+            }
+            shares.insert(plan.host_attended_heads(&step(past, 1)));
+        }
+        assert!(shares.len() > 20, "the share hardly moves: {shares:?}");
+    }
+
+    #[test]
+    fn a_share_that_is_given_ends_with_the_context() {
+        let given = Overrides { host_heads: Some(40), ..Overrides::default() };
+        for overrides in [given, Overrides::default()] {
+            assert_eq!(plan(5000, WeightsMode::Auto, overrides).share_end(300), 5000);
+        }
+        assert_eq!(balanced(100_000, WeightsMode::Auto).share_end(99_999), 100_000);
     }
 
     #[test]

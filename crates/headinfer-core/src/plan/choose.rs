@@ -3,8 +3,7 @@
 use thiserror::Error;
 
 use super::format::KvFormat;
-use super::layout::{BLOCK, DECODE_ROWS, Knobs, Layout, SPLIT, STORE_PIECE, WeightPlace};
-use super::op::Step;
+use super::layout::{BLOCK, Knobs, Layout, SPLIT, STORE_PIECE, WeightPlace};
 use super::region::{Memory, RegionId};
 use super::why::why;
 use super::{Machine, Plan};
@@ -80,10 +79,12 @@ pub struct Request {
     pub context: usize,
     /// Bytes of device memory the process may use.
     pub device_budget: u64,
-    /// Bytes of host memory the plan may allocate, [`Request::stored`]'s and the index of guesses included.
+    /// Bytes of host memory the plan may allocate, those of [`Request::stored`] and [`Request::guesses`] included.
     pub host_budget: u64,
     /// Least tokens of a checkpoint, when a session store keeps the prefill: it holds some of them in host memory.
     pub stored: Option<usize>,
+    /// Whether tokens are guessed: the index that guesses come from takes host memory too.
+    pub guesses: bool,
     /// Placement of KV heads.
     pub placement: PlacementMode,
     /// Placement of weights.
@@ -168,9 +169,9 @@ impl Plan {
     }
 
     /// Bytes of host memory, beside the plan's regions, that the engine's index of guesses takes at most: by then the
-    /// text is as long as the context.
+    /// text is as long as the context. 0 where nothing is guessed.
     pub fn guess_bytes(&self) -> u64 {
-        guess_bytes(self.request.context)
+        guess_bytes(&self.request)
     }
 
     /// Longest context that fits `request` with everything else unchanged; 0 when none does.
@@ -274,13 +275,13 @@ fn fit(spec: &ModelSpec, request: &Request, knobs: Knobs) -> Option<Plan> {
 
 /// What the plan allocates, and what the session store and the index of guesses take beside it.
 fn host_need(spec: &ModelSpec, request: &Request, layout: &Layout) -> u64 {
-    let beside = store_bytes(spec, request, layout.knobs.chunk) + guess_bytes(request.context);
+    let beside = store_bytes(spec, request, layout.knobs.chunk) + guess_bytes(request);
     layout.bytes(Memory::Host) + beside
 }
 
 /// Tables at most three quarters full and a list that double as they grow (`engine/guess/lookup.rs`), and their least sizes.
-fn guess_bytes(context: usize) -> u64 {
-    40 * context as u64 + KIB
+fn guess_bytes(request: &Request) -> u64 {
+    if request.guesses { 40 * request.context as u64 + KIB } else { 0 }
 }
 
 fn store_bytes(spec: &ModelSpec, request: &Request, chunk: usize) -> u64 {
@@ -352,8 +353,7 @@ fn balance(spec: &ModelSpec, request: &Request, plan: Plan) -> Plan {
     if !request.overrides.balance_host || request.overrides.host_heads.is_some() {
         return plan;
     }
-    let most = |rows| plan.balanced_host_heads(&Step { past: request.context - 1, rows, logit_rows: 1 });
-    let host_heads = (1..=DECODE_ROWS).map(most).max().unwrap_or(0);
+    let host_heads = plan.balanced_host_heads(request.context - 1);
     fit(spec, request, Knobs { host_heads, ..plan.knobs().clone() }).unwrap_or(plan)
 }
 

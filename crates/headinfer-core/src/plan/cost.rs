@@ -111,6 +111,8 @@ pub struct Cost {
     pub out_bytes: f64,
     /// Host bytes read by CPU attention.
     pub host_bytes: f64,
+    /// FLOP of CPU attention.
+    pub host_flop: f64,
 }
 
 impl std::ops::AddAssign for Cost {
@@ -121,6 +123,7 @@ impl std::ops::AddAssign for Cost {
         self.in_bytes += o.in_bytes;
         self.out_bytes += o.out_bytes;
         self.host_bytes += o.host_bytes;
+        self.host_flop += o.host_flop;
     }
 }
 
@@ -140,11 +143,14 @@ impl Cost {
         let arithmetic = self.gemm_flop / machine.gemm_flops + self.attention_flop / machine.attention_flops;
         let device = self.device_bytes / machine.device_bytes_s;
         let (link, host) = match machine.together {
-            Some(together) if self.host_bytes > 0.0 => (together.link_bytes_s, together.host_bytes_s),
-            _ => (machine.link_bytes_s, machine.host_bytes_s),
+            Some(together) if self.host_bytes > 0.0 => {
+                let bytes = self.host_bytes / together.host_bytes_s;
+                (together.link_bytes_s, bytes.max(self.host_flop / together.host_flops))
+            }
+            _ => (machine.link_bytes_s, self.host_bytes / machine.host_bytes_s),
         };
         let link = self.in_bytes.max(self.out_bytes) / link;
-        arithmetic.max(device).max(link).max(self.host_bytes / host)
+        arithmetic.max(device).max(link).max(host)
     }
 }
 
@@ -199,7 +205,14 @@ impl Plan {
                 let kv = [Role::Key, Role::Value, Role::OwnKey, Role::OwnValue];
                 Cost { device_bytes: self.bytes_of(step, op, &kv), ..attention(spec, heads, seen) }
             }
-            Op::AttendHost { .. } => Cost { host_bytes: self.bytes_of(step, op, &STORED), ..Cost::default() },
+            Op::AttendHost { layer, heads } => {
+                let stored = step.past - self.open_rows(step.past);
+                Cost {
+                    host_bytes: self.bytes_of(step, op, &STORED),
+                    host_flop: attention(spec, heads, pairs(spec, step, layer, 0..stored)).attention_flop,
+                    ..Cost::default()
+                }
+            }
         }
     }
 
@@ -224,8 +237,9 @@ impl Plan {
             let open = if past > 0 { self.open_rows(step.past) } else { 0 };
             let open = pairs(spec, step, layer, step.past - open..step.past);
             let cpu = by_cpu / spec.kv_heads as f64;
-            total.attention_flop += attention(spec, all, seen).attention_flop * (1.0 - cpu);
-            total.attention_flop += attention(spec, all, open).attention_flop * cpu;
+            let (seen, open) = (attention(spec, all, seen), attention(spec, all, open));
+            total.attention_flop += seen.attention_flop * (1.0 - cpu) + open.attention_flop * cpu;
+            total.host_flop += (seen.attention_flop - open.attention_flop) * cpu;
             let at_own = on_host * step.rows as f64 + (on_host - by_cpu) * past as f64;
             total.device_bytes += (resident * (step.past + step.rows) as f64 + at_own) * row;
             total += match self.coded() {

@@ -25,6 +25,7 @@ mod why;
 
 use std::ops::Range;
 
+pub use balance::HOST_ROUND_S;
 pub use choose::{DeviceKind, Overrides, PlacementMode, PlanError, Request, WeightsMode};
 pub use cost::{Cost, Machine, Together};
 pub use format::{KvFormat, UNIT};

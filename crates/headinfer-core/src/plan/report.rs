@@ -9,6 +9,7 @@ use super::format::KvFormat;
 use super::layout::WeightPlace;
 use super::op::Step;
 use super::region::Memory;
+use crate::simulate::decode_s;
 use crate::units::Bytes;
 
 /// What `headinfer plan --json` prints.
@@ -93,6 +94,8 @@ pub struct PrefillReport {
 pub struct DecodeReport {
     /// Least seconds per token at the full context.
     pub floor_s_per_token: f64,
+    /// Seconds per token that are expected there.
+    pub expected_s_per_token: f64,
 }
 
 /// Weights.
@@ -110,6 +113,7 @@ impl Plan {
     /// The plan as data.
     pub fn report(&self) -> PlanReport {
         let k = self.knobs();
+        let last = Step { past: k.context - 1, rows: 1, logit_rows: 1 };
         PlanReport {
             fits: true,
             context: k.context,
@@ -124,11 +128,14 @@ impl Plan {
                 heads_per_group: k.heads_per_group,
                 ring_slots: k.ring_slots,
                 resident_heads: k.resident_heads,
-                host_heads: self.host_attended_heads(&Step { past: k.context - 1, rows: 1, logit_rows: 1 }),
+                host_heads: self.host_attended_heads(&last),
                 heads: self.spec.layers * self.spec.kv_heads,
             },
             prefill: PrefillReport { chunk: k.chunk, floor_s: self.prefill_floor_s(k.context) },
-            decode: DecodeReport { floor_s_per_token: self.decode_floor_s(k.context - 1) },
+            decode: DecodeReport {
+                floor_s_per_token: self.decode_floor_s(k.context - 1),
+                expected_s_per_token: decode_s(self, last.past),
+            },
             weights: WeightsReport {
                 place: match k.weights {
                     WeightPlace::InPlace => "in place",
@@ -162,7 +169,7 @@ impl Plan {
         if memory == Memory::Host && self.store_bytes() > 0 {
             regions.push(RegionReport { name: "session store".into(), bytes: self.store_bytes() });
         }
-        if memory == Memory::Host {
+        if memory == Memory::Host && self.guess_bytes() > 0 {
             regions.push(RegionReport { name: "index of guesses".into(), bytes: self.guess_bytes() });
         }
         if memory == Memory::Device && overhead > 0 {
@@ -214,8 +221,9 @@ impl PlanReport {
         }
         let (chunk, floor) = (self.prefill.chunk, self.prefill.floor_s);
         line(&mut out, format_args!("prefill: chunks of {chunk}, at least {}", seconds(floor)));
-        let decode = seconds(self.decode.floor_s_per_token);
-        line(&mut out, format_args!("decode: at least {decode} per token at {context}"));
+        let DecodeReport { floor_s_per_token, expected_s_per_token } = self.decode;
+        let (least, expected) = (seconds(floor_s_per_token), seconds(expected_s_per_token));
+        line(&mut out, format_args!("decode: about {expected} per token at {context}, at least {least}"));
         line(&mut out, format_args!("rates: {}", self.machine));
         out
     }

@@ -1,36 +1,26 @@
 //! Guesses: a row has the same bits in any company, and no guess, right or wrong, changes what is generated.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use headinfer_core::cpu::CpuOptions;
+use headinfer_core::backend::BackendError;
 use headinfer_core::cpu::kernels::Isa;
+use headinfer_core::cpu::{Cpu, CpuOptions};
 use headinfer_core::engine::generate::{Finish, Limits, generate};
 use headinfer_core::engine::guess::{Counts, Guesser, Lookup, Pace, Speculation};
 use headinfer_core::engine::sample::{Sampler, Sampling, TokenMask};
 use headinfer_core::engine::{Decoder, EngineError, Session};
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::retrieval::{Retrieval, retrieval_spec, retrieval_weights};
+use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::niah::{Request as Hidden, code_haystack};
-use headinfer_core::plan::{DeviceKind, Overrides, PlacementMode, Plan, Request, SPLIT};
+use headinfer_core::plan::{DeviceKind, Overrides, PlacementMode, Plan, Request, SPLIT, Schedule};
 
+use crate::around::{Around, Surrounded};
 use crate::placement::{bounded, cases, random_request};
 use crate::run::{logits, open};
-use crate::support::{Draw, request, tiny};
-
-/// Logits of `ids` after what the session holds, in steps of the sizes that `rows` gives; K and V of all tokens.
-fn stepwise(session: &mut Session, ids: &[u32], rows: &mut dyn FnMut() -> usize) -> (Vec<u32>, Vec<u8>) {
-    let (mut all, mut at) = (Vec::new(), 0);
-    while at < ids.len() {
-        let take = rows().min(ids.len() - at);
-        all.extend(session.step(&ids[at..at + take], take).unwrap().iter().map(|x| x.to_bits()));
-        at += take;
-    }
-    let (tokens, token_bytes) = (session.tokens().len(), session.plan().kv_bytes_per_token() as usize);
-    let mut kv = vec![0; tokens * token_bytes];
-    session.read_rows(0..tokens, &mut kv).unwrap();
-    (all, kv)
-}
+use crate::support::{Draw, request, slow_link, stepwise, tiny};
 
 #[test]
 fn a_row_has_the_same_bits_in_any_company() {
@@ -62,7 +52,7 @@ fn a_row_has_the_same_bits_in_any_company() {
     }
 }
 
-fn session_rows(spec: &headinfer_core::model::spec::ModelSpec, request: &Request) -> usize {
+fn session_rows(spec: &ModelSpec, request: &Request) -> usize {
     let plan = Plan::new(spec, request).unwrap();
     plan.knobs().logit_rows.min(plan.knobs().chunk)
 }
@@ -228,6 +218,66 @@ fn guesses_never_change_what_is_generated() {
         }
     }
     assert!(accepted > 1000, "only {accepted} guesses were right: the test sees little");
+}
+
+/// The likeliest token is the number of heads that the CPU attends to in the step: as if it rounded as far off as that.
+struct Telling {
+    plan: Arc<Plan>,
+    share: usize,
+    told: Vec<f32>,
+}
+
+impl Around for Telling {
+    fn before_step(&mut self, _: &mut Cpu, schedule: &Schedule) -> Result<(), BackendError> {
+        self.share = self.plan.host_attended_heads(&schedule.step);
+        Ok(())
+    }
+
+    fn logits<'a>(&'a mut self, computed: &'a [f32]) -> &'a [f32] {
+        self.told = computed.to_vec();
+        self.told.chunks_exact_mut(VOCAB as usize).for_each(|row| row[self.share] = 1e3);
+        &self.told
+    }
+}
+
+/// A plan that gives the CPU more heads in every split.
+fn balanced(context: usize) -> (ModelSpec, Request) {
+    let spec = tiny(2, 8, 8, 16);
+    let overrides = Overrides { chunk: Some(128), balance_host: true, ..Overrides::default() };
+    let (placement, machine) = (PlacementMode::Offload, slow_link(DeviceKind::Cpu));
+    (spec, Request { placement, overrides, machine, ..request(DeviceKind::Cpu, context) })
+}
+
+#[test]
+fn no_pass_goes_on_where_another_share_of_heads_is_the_cpus() {
+    let mut draw = Draw(34);
+    let (spec, request) = balanced(1000);
+    let plan = Arc::new(Plan::new(&spec, &request).unwrap());
+    let weights = Arc::new(random_weights(&spec, 5));
+    let prompt: Vec<u32> = (0..200).map(|_| draw.below(97) as u32).collect();
+    let limits = Limits { max_tokens: 790, stop_tokens: Vec::new() };
+    let ask = Ask { sampling: Sampling::default(), limits, masked: None, enough: usize::MAX };
+    for telling in [true, false] {
+        let mut session = open(&spec, &weights, &request, &CpuOptions::default());
+        if telling {
+            let inner = Cpu::open(plan.clone(), weights.clone(), &CpuOptions::default()).unwrap();
+            let around = Telling { plan: plan.clone(), share: 0, told: Vec::new() };
+            session = Session::new(plan.clone(), Box::new(Surrounded { inner, around }));
+        }
+        let first = logits(&mut session, &prompt, 1);
+        let (plain, _) = run(&mut session, 200, &first, &ask, |s| Decoder::plain(s, &first));
+        let shares: BTreeSet<_> = plain.made.iter().collect();
+        assert!(!telling || shares.len() > 2, "the share hardly moves: {shares:?}");
+        for (wrong_by, lapse, fixed) in [(0, 0, Some(15)), (0, 5, Some(15)), (0, 3, None), (1, 0, Some(6))] {
+            let told = Told { text: plain.made.clone(), made: 0, wrong_by, lapse };
+            let guessing = |session: &Session| Decoder::guessing(session, &first, Box::new(told), fixed);
+            let (guessed, counts) = run(&mut session, 200, &first, &ask, guessing);
+            assert_eq!(guessed, plain, "{fixed:?}");
+            assert!(wrong_by > 0 || fixed.is_none() || counts.accepted > 500, "{counts:?}");
+        }
+        let looking = |session: &Session| Decoder::new(session, &first, Speculation::Auto);
+        assert_eq!(run(&mut session, 200, &first, &ask, looking).0, plain);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Integration tests of the core: one binary.
 #![allow(missing_docs, clippy::unwrap_used)] // tests speak by their names, and an unwrap that fails is a failed test
 
+mod around;
 mod engine;
 mod golden;
 mod guess;

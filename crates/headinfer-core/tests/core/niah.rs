@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-use headinfer_core::backend::{Backend, BackendError, Stats, Timed};
+use headinfer_core::backend::BackendError;
 use headinfer_core::cpu::{Cpu, CpuOptions};
 use headinfer_core::engine::{EngineError, Session};
 use headinfer_core::model::retrieval::{Retrieval, Sizes, retrieval_spec, retrieval_weights};
@@ -15,6 +15,7 @@ use headinfer_core::niah::{
 };
 use headinfer_core::plan::{self, DeviceKind, Memory, Overrides, PlacementMode, Plan, Schedule};
 
+use crate::around::{Around, Surrounded};
 use crate::run::{logits, open};
 use crate::support;
 
@@ -68,35 +69,16 @@ fn every_depth_is_found_with_an_eighth_of_the_cache_on_the_device() {
     }
 }
 
-/// A CPU backend whose stored tiles can be damaged between steps: the keys of the tiles listed change sign before
-/// the next step, so that what matched best matches worst. Doing it again undoes it.
-struct Damaged {
-    inner: Cpu,
-    tiles: Arc<Mutex<Vec<(usize, usize, usize)>>>,
-}
+/// Damages stored tiles between steps: the keys of the tiles listed change sign before the next step, so that what
+/// matched best matches worst. Doing it again undoes it.
+struct Damage(Arc<Mutex<Vec<(usize, usize, usize)>>>);
 
-impl Backend for Damaged {
-    fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError> {
-        for (layer, head, tile) in self.tiles.lock().expect("a lock").drain(..) {
-            self.inner.change_tile(layer, head, tile, |k, _| k.iter_mut().for_each(|x| *x ^= 0x8000));
+impl Around for Damage {
+    fn before_step(&mut self, cpu: &mut Cpu, _: &Schedule) -> Result<(), BackendError> {
+        for (layer, head, tile) in self.0.lock().expect("a lock").drain(..) {
+            cpu.change_tile(layer, head, tile, |k, _| k.iter_mut().for_each(|x| *x ^= 0x8000));
         }
-        self.inner.submit(schedule, ids)
-    }
-
-    fn logits(&mut self) -> Result<&[f32], BackendError> {
-        self.inner.logits()
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
-    }
-
-    fn record_timeline(&mut self, on: bool) {
-        self.inner.record_timeline(on);
-    }
-
-    fn timeline(&self) -> &[Timed] {
-        self.inner.timeline()
+        Ok(())
     }
 }
 
@@ -119,7 +101,7 @@ impl Astride {
         let tiles = Arc::new(Mutex::new(Vec::new()));
         let inner =
             Cpu::open(plan.clone(), Arc::new(weights), &CpuOptions::default()).expect("the backend opens");
-        let backend = Damaged { inner, tiles: tiles.clone() };
+        let backend = Surrounded { inner, around: Damage(tiles.clone()) };
         let session = Session::new(plan, Box::new(backend));
         Self { session, ids: haystack.ids, question, tiles }
     }

@@ -243,6 +243,7 @@ fn the_cost_of_a_step_is_the_sum_of_its_commands() {
             (sum.in_bytes, step_cost.in_bytes),
             (sum.out_bytes, step_cost.out_bytes),
             (sum.host_bytes, step_cost.host_bytes),
+            (sum.host_flop, step_cost.host_flop),
         ];
         for (a, b) in pairs {
             assert!((a - b).abs() <= 1e-9 * a.max(b), "{sum:?}\n{step_cost:?}\n{:?} {step:?}", plan.knobs());
@@ -495,6 +496,24 @@ fn the_index_of_guesses_is_within_what_the_plan_says() {
         }
         lookup.push(tokens as u32);
     }
+}
+
+#[test]
+fn the_index_of_guesses_is_counted_where_there_are_any() {
+    let guessing = Request { placement: PlacementMode::Offload, ..request(DeviceKind::Cpu, 100_000) };
+    let plan = |guesses| Plan::new(&tiny(1, 2, 1, 16), &Request { guesses, ..guessing.clone() }).unwrap();
+    let (with, without) = (plan(true), plan(false));
+    assert_eq!((with.guess_bytes(), without.guess_bytes()), (40 * 100_000 + 1024, 0));
+    assert_eq!(with.report().host.bytes, without.report().host.bytes + with.guess_bytes());
+    let named = |plan: &Plan| plan.report().host.regions.iter().any(|r| r.name == "index of guesses");
+    assert!(named(&with) && !named(&without));
+    let host_budget = without.report().host.bytes;
+    let fits = |guesses| {
+        let request =
+            Request { host_budget, device_budget: with.device_bytes(), guesses, ..guessing.clone() };
+        Plan::new(&tiny(1, 2, 1, 16), &request).is_ok()
+    };
+    assert!(fits(false) && !fits(true));
 }
 
 #[test]

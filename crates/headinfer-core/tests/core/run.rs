@@ -1,58 +1,25 @@
 //! Opening small models on the CPU backend and running them.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use headinfer_core::backend::{Backend, BackendError, Stats, Timed};
+use headinfer_core::backend::{Backend, BackendError};
 use headinfer_core::cpu::{Cpu, CpuOptions};
 use headinfer_core::engine::Session;
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::model::weights::Weights;
 use headinfer_core::plan::{Plan, Request, Schedule, hazard};
 
-/// Runs on the CPU, and refuses a schedule with a hazard.
-pub(crate) struct Checked {
-    plan: Arc<Plan>,
-    inner: Cpu,
-}
+use crate::around::{Around, Surrounded};
 
-impl Backend for Checked {
-    fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError> {
-        assert_eq!(hazard::check(&self.plan, schedule), []);
-        self.inner.submit(schedule, ids)
-    }
+/// Refuses a schedule with a hazard.
+struct Checked(Arc<Plan>);
 
-    fn logits(&mut self) -> Result<&[f32], BackendError> {
-        self.inner.logits()
-    }
-
-    fn read_rows(&mut self, rows: Range<usize>, held: usize, to: &mut [u8]) -> Result<(), BackendError> {
-        self.inner.read_rows(rows, held, to)
-    }
-
-    fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
-        self.inner.write_rows(rows, from)
-    }
-
-    fn numerics(&self) -> Option<String> {
-        self.inner.numerics()
-    }
-
-    fn rows_alike(&self) -> usize {
-        self.inner.rows_alike()
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
-    }
-
-    fn record_timeline(&mut self, on: bool) {
-        self.inner.record_timeline(on);
-    }
-
-    fn timeline(&self) -> &[Timed] {
-        self.inner.timeline()
+impl Around for Checked {
+    fn before_step(&mut self, _: &mut Cpu, schedule: &Schedule) -> Result<(), BackendError> {
+        assert_eq!(hazard::check(&self.0, schedule), []);
+        Ok(())
     }
 }
 
@@ -69,7 +36,7 @@ pub(crate) fn open(
     let stats = inner.stats();
     assert_eq!(stats.device_bytes, plan.device_bytes(), "measured peak = planned peak");
     assert_eq!(stats.host_bytes, plan.host_bytes());
-    Session::new(plan.clone(), Box::new(Checked { plan, inner }))
+    Session::new(plan.clone(), Box::new(Surrounded { inner, around: Checked(plan) }))
 }
 
 /// Logits of the last `rows` of `ids`, `[rows * vocab]`.

@@ -1,9 +1,10 @@
-//! Shapes, requests and random draws that the tests share.
+//! Shapes, requests, random draws and steps that the tests share, here and in the CUDA crate.
 
 use headinfer_core::dtype::DType;
+use headinfer_core::engine::Session;
 use headinfer_core::model::rope::{Rope, RopeScaling};
 use headinfer_core::model::spec::{Architecture, ModelSpec};
-use headinfer_core::plan::{DeviceKind, Machine, Overrides, PlacementMode, Request, WeightsMode};
+use headinfer_core::plan::{DeviceKind, Machine, Overrides, PlacementMode, Request, Together, WeightsMode};
 
 /// A small Llama.
 pub(crate) fn tiny(layers: usize, q_heads: usize, kv_heads: usize, head_dim: usize) -> ModelSpec {
@@ -56,11 +57,37 @@ pub(crate) fn request(device: DeviceKind, context: usize) -> Request {
         device_budget: 1 << 50,
         host_budget: 1 << 50,
         stored: None,
+        guesses: true,
         placement: PlacementMode::Auto,
         weights: WeightsMode::Auto,
         overrides: Overrides::default(),
         machine,
     }
+}
+
+/// Rates by which the CPU pays even for a small model, and for more heads in every split.
+pub(crate) fn slow_link(device: DeviceKind) -> Machine {
+    let (link_bytes_s, host_bytes_s) = (1e9, 1e9);
+    let together = Some(Together { link_bytes_s, host_bytes_s, host_flops: 1e12 });
+    Machine { device_bytes_s: 1e15, link_bytes_s, host_bytes_s, together, ..request(device, 1).machine }
+}
+
+/// Logits of `ids` after what the session holds, in steps of the sizes that `rows` gives; K and V of all tokens.
+pub(crate) fn stepwise(
+    session: &mut Session,
+    ids: &[u32],
+    rows: &mut dyn FnMut() -> usize,
+) -> (Vec<u32>, Vec<u8>) {
+    let (mut all, mut at) = (Vec::new(), 0);
+    while at < ids.len() {
+        let take = rows().min(ids.len() - at);
+        all.extend(session.step(&ids[at..at + take], take).unwrap().iter().map(|x| x.to_bits()));
+        at += take;
+    }
+    let (tokens, token_bytes) = (session.tokens().len(), session.plan().kv_bytes_per_token() as usize);
+    let mut kv = vec![0; tokens * token_bytes];
+    session.read_rows(0..tokens, &mut kv).unwrap();
+    (all, kv)
 }
 
 /// splitmix64: draws for random configurations.

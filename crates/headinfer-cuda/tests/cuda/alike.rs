@@ -3,29 +3,18 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use headinfer_core::engine::Decoder;
 use headinfer_core::engine::generate::{Limits, generate};
 use headinfer_core::engine::guess::Speculation;
 use headinfer_core::engine::sample::{Sampler, Sampling};
-use headinfer_core::engine::{Decoder, Session};
 use headinfer_core::model::random::random_weights;
-use headinfer_core::plan::{DECODE_ROWS, DeviceKind, KvFormat, Overrides, Request, SPLIT, WeightsMode};
+use headinfer_core::model::spec::ModelSpec;
+use headinfer_core::plan::{
+    DECODE_ROWS, DeviceKind, KvFormat, Overrides, Plan, Request, SPLIT, Step, WeightsMode,
+};
 
 use crate::run::{has_gpu, logits, open, options};
-use crate::support::{Draw, request, tiny};
-
-/// Logits of `ids` after what the session holds, in steps of the sizes that `rows` gives; K and V of all tokens.
-fn stepwise(session: &mut Session, ids: &[u32], rows: &mut dyn FnMut() -> usize) -> (Vec<u32>, Vec<u8>) {
-    let (mut all, mut at) = (Vec::new(), 0);
-    while at < ids.len() {
-        let take = rows().min(ids.len() - at);
-        all.extend(session.step(&ids[at..at + take], take).unwrap().iter().map(|x| x.to_bits()));
-        at += take;
-    }
-    let (tokens, token_bytes) = (session.tokens().len(), session.plan().kv_bytes_per_token() as usize);
-    let mut kv = vec![0; tokens * token_bytes];
-    session.read_rows(0..tokens, &mut kv).unwrap();
-    (all, kv)
-}
+use crate::support::{Draw, request, slow_link, stepwise, tiny};
 
 #[test]
 fn a_row_has_the_same_bits_in_any_company() {
@@ -73,9 +62,6 @@ fn guesses_never_change_what_is_generated() {
     if !has_gpu() {
         return;
     }
-    let mut draw = Draw(52);
-    let spec = tiny(2, 4, 2, 64);
-    let weights = Arc::new(random_weights(&spec, 5));
     // Coded, so that guesses which were none are also taken back from units that were whole.
     let overrides = Overrides {
         chunk: Some(64),
@@ -83,8 +69,30 @@ fn guesses_never_change_what_is_generated() {
         kv: KvFormat::Bf16Packed,
         ..Overrides::default()
     };
-    let mut session =
-        open(&spec, &weights, &Request { overrides, ..request(DeviceKind::Cuda, 700) }, &options());
+    guess(&tiny(2, 4, 2, 64), Request { overrides, ..request(DeviceKind::Cuda, 700) });
+}
+
+#[test]
+fn guesses_change_nothing_where_the_cpus_share_of_heads_grows() {
+    if !has_gpu() {
+        return;
+    }
+    let spec = tiny(2, 8, 8, 64);
+    let overrides =
+        Overrides { chunk: Some(64), resident_heads: Some(0), balance_host: true, ..Overrides::default() };
+    let request =
+        Request { overrides, machine: slow_link(DeviceKind::Cuda), ..request(DeviceKind::Cuda, 800) };
+    let plan = Plan::new(&spec, &request).unwrap();
+    let share = |past| plan.host_attended_heads(&Step { past, rows: 1, logit_rows: 1 });
+    assert!(share(500) < share(600), "{} and {}", share(500), share(600));
+    guess(&spec, request);
+}
+
+/// Generates 200 tokens after 480 that repeat themselves, with guesses and without.
+fn guess(spec: &ModelSpec, request: Request) {
+    let mut draw = Draw(52);
+    let weights = Arc::new(random_weights(spec, 5));
+    let mut session = open(spec, &weights, &request, &options());
     let piece: Vec<u32> = (0..50).map(|_| draw.below(97) as u32).collect();
     let prompt: Vec<u32> = piece.iter().cycle().take(480).copied().collect();
     let first = logits(&mut session, &prompt, 1);

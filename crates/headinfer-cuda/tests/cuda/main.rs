@@ -16,3 +16,4 @@ mod small;
 mod streamed;
 #[path = "../../../headinfer-core/tests/core/support.rs"]
 mod support;
+mod watched;

@@ -180,6 +180,7 @@ int cuStreamSynchronize(void *stream) { CALL; return 0; }
 int cuEventCreate(void **event, unsigned flags) { CALL; *event = &contexts; return 0; }
 int cuEventDestroy_v2(void *event) { CALL; return 0; }
 int cuEventRecord(void *event, void *stream) { CALL; return 0; }
+int cuEventQuery(void *event) { CALL; return 0; }
 int cuEventSynchronize(void *event) { CALL; return 0; }
 int cuEventElapsedTime(float *ms, void *start, void *end) { CALL; *ms = 1; return 0; }
 int cuModuleLoadData(void **module, const void *image) { CALL; *module = &contexts; return 0; }

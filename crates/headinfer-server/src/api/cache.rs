@@ -61,8 +61,9 @@ fn places(plan: &Plan) -> Vec<String> {
     (0..plan.spec.layers).map(|layer| (0..heads).map(|head| letter(layer, head)).collect()).collect()
 }
 
-/// `moving`: by lane `[layer, first head, one past the last]`; null when the backend cannot tell.
-fn slot(report: &SlotReport, watch: Option<&Watch>) -> Value {
+/// `moving`: by lane, of those that are at some head and whose backend can tell which, `[layer, first head, one past the
+/// last]`; null when the backend can tell of none.
+fn slot(report: &SlotReport, watch: Option<&dyn Watch>) -> Value {
     let moving = watch.map(|watch| {
         let spots = Lane::ALL.iter().filter_map(|lane| Some((lane, watch.now(*lane)?)));
         let spot = |(lane, spot): (&Lane, headinfer_core::watch::Spot)| {

@@ -10,7 +10,7 @@ use headinfer_core::watch::Watch;
 pub(crate) struct View {
     pub(crate) plan: Arc<Plan>,
     /// By slot; `None` where a backend cannot tell.
-    pub(crate) watches: Vec<Option<Arc<Watch>>>,
+    pub(crate) watches: Vec<Option<Arc<dyn Watch>>>,
 }
 
 impl View {

@@ -1,22 +1,22 @@
 //! A running server, and a gate that stalls its engine.
 
 use std::collections::VecDeque;
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use headinfer_core::backend::{Backend, BackendError, Stats, Timed};
+use headinfer_core::backend::BackendError;
 use headinfer_core::cpu::Cpu;
 use headinfer_core::engine::Session;
 use headinfer_core::engine::guess::Speculation;
 use headinfer_core::plan::Schedule;
 use headinfer_core::store::Store;
-use headinfer_core::watch::Watch;
 use headinfer_server::{
     EngineHandle, EngineOptions, Opened, ServeError, ServedModel, Server, ServerConfig, Shutdown,
 };
 use tokio::task::JoinHandle;
 
+use crate::around::{Around, Surrounded};
 use crate::client::Client;
 use crate::model;
 
@@ -82,8 +82,8 @@ pub(crate) async fn start_loading(setup: Setup) -> House {
     let open = move |_| {
         below.pass_load();
         let inner = model::backend(&plan);
-        let gated = Gated { inner, gate: below.clone(), spoken: Vec::new() };
-        let session = Session::new(plan.clone(), Box::new(gated));
+        let around = Gated { gate: below.clone(), spoken: Vec::new() };
+        let session = Session::new(plan.clone(), Box::new(Surrounded { inner, around }));
         Ok(match &store {
             Some(store) => {
                 let trail = store.trail(&model::digest(), &session).expect("it can be kept");
@@ -210,59 +210,28 @@ impl Gate {
     }
 }
 
+/// Every step and every write of rows waits for the gate.
 struct Gated {
-    inner: Cpu,
     gate: Gate,
     /// Logits of a word of the gate's.
     spoken: Vec<f32>,
 }
 
-impl Backend for Gated {
-    fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError> {
-        self.gate.pass(ids.len())?;
-        self.inner.submit(schedule, ids)
-    }
-
-    fn logits(&mut self) -> Result<&[f32], BackendError> {
-        let logits = self.inner.logits()?;
-        let Some(word) = (!logits.is_empty()).then(|| self.gate.word()).flatten() else { return Ok(logits) };
-        self.spoken.clear();
-        self.spoken.resize(logits.len(), 0.0);
-        self.spoken[logits.len() - model::VOCAB + word as usize] = 9.0;
-        Ok(&self.spoken)
-    }
-
-    fn read_rows(&mut self, rows: Range<usize>, held: usize, to: &mut [u8]) -> Result<(), BackendError> {
-        self.inner.read_rows(rows, held, to)
+impl Around for Gated {
+    fn before_step(&mut self, _: &mut Cpu, schedule: &Schedule) -> Result<(), BackendError> {
+        self.gate.pass(schedule.step.rows)
     }
 
     /// Counts as a step of no rows.
-    fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
-        self.gate.pass(0)?;
-        self.inner.write_rows(rows, from)
+    fn before_write(&mut self) -> Result<(), BackendError> {
+        self.gate.pass(0)
     }
 
-    fn numerics(&self) -> Option<String> {
-        self.inner.numerics()
-    }
-
-    fn rows_alike(&self) -> usize {
-        self.inner.rows_alike()
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
-    }
-
-    fn watch(&self) -> Option<Arc<Watch>> {
-        self.inner.watch()
-    }
-
-    fn record_timeline(&mut self, on: bool) {
-        self.inner.record_timeline(on);
-    }
-
-    fn timeline(&self) -> &[Timed] {
-        self.inner.timeline()
+    fn logits<'a>(&'a mut self, computed: &'a [f32]) -> &'a [f32] {
+        let Some(word) = (!computed.is_empty()).then(|| self.gate.word()).flatten() else { return computed };
+        self.spoken.clear();
+        self.spoken.resize(computed.len(), 0.0);
+        self.spoken[computed.len() - model::VOCAB + word as usize] = 9.0;
+        &self.spoken
     }
 }

@@ -101,6 +101,7 @@ pub(crate) fn plan(context: usize) -> Arc<Plan> {
         device_budget: 1 << 40,
         host_budget: 1 << 40,
         stored: None,
+        guesses: true,
         placement: PlacementMode::Offload,
         weights: WeightsMode::Auto,
         overrides: Overrides { chunk: Some(CHUNK), tile: Some(256), ..Overrides::default() },

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use headinfer_core::units::parse_tokens;
 
-use super::{DeviceChoice, EngineArgs, GuessArgs};
+use super::shared::host_heads;
+use super::{DeviceChoice, EngineArgs, GuessArgs, HostHeads};
 
 /// Measure the engine, each figure beside the ceiling of this machine in the same run.
 #[derive(Debug, Args)]
@@ -30,6 +31,7 @@ pub(crate) enum Bench {
     Prefill(PrefillArgs),
     Decode(DecodeArgs),
     Overlap(OverlapArgs),
+    Split(SplitArgs),
     Attention(AttentionArgs),
     Link(LinkArgs),
 }
@@ -146,6 +148,28 @@ pub(crate) struct OverlapArgs {
     /// Write the commands with their times in Chrome's trace format.
     #[arg(long, value_name = "FILE.json")]
     pub(crate) trace: Option<PathBuf>,
+}
+
+/// Decode with each of several `--host-heads` in turn: what each takes, which is best, and how far from it `auto` is.
+///
+/// Every split is opened, measured over a synthetic past and closed before the next, so that each has all the memory.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  headinfer bench split -m random:llama-3-8b -c 128k --gpu-memory 24GiB --placement offload
+  headinfer bench split -m random:small -c 32k --device cpu --placement offload --heads auto,0,16,32 --json")]
+pub(crate) struct SplitArgs {
+    #[command(flatten)]
+    pub(crate) measure: MeasureArgs,
+
+    /// What to try in place of `--host-heads`; default `auto` and every eighth of the model's (layer, KV head) pairs.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = host_heads)]
+    pub(crate) heads: Vec<HostHeads>,
+
+    /// Tokens to decode with each; the time is their median.
+    #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 8)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) tokens: u32,
 }
 
 /// Attention kernels alone: prefill, causal and over a past, and decode.

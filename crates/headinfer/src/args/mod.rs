@@ -19,7 +19,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub(crate) use bench::{
     AttentionArgs, Bench, BenchArgs, DecodeArgs, KernelChoice, LinkArgs, MeasureArgs, MemoryArgs,
-    OverlapArgs, PrefillArgs,
+    OverlapArgs, PrefillArgs, SplitArgs,
 };
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use environment::Environment;

@@ -3,7 +3,7 @@
 use clap::Args;
 use headinfer_core::units::parse_tokens;
 
-use super::{EngineArgs, ModelArg};
+use super::{EngineArgs, GuessArgs, ModelArg};
 
 /// Say whether and how a context fits, without weights and without a GPU.
 #[derive(Debug, Args)]
@@ -27,4 +27,7 @@ pub(crate) struct PlanArgs {
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) guess: GuessArgs,
 }

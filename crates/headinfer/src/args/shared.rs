@@ -63,8 +63,7 @@ pub(crate) struct EngineArgs {
     /// How many (layer, KV head) pairs the CPU attends to in decode, where their KV lies: a number, or `auto`.
     ///
     /// `auto` keeps the CPU at work as long as the link is with the other heads that live in host memory, by `doctor`'s
-    /// rates. The CPU rounds otherwise than a GPU: without this no bit of an answer depends on where heads live. With `auto`
-    /// the share follows each step, so nothing is guessed (see `--speculate`); a number leaves room for both.
+    /// rates. The CPU rounds otherwise than a GPU: without this no bit of an answer depends on where heads live.
     #[arg(long, value_name = "N|auto", default_value = "0", value_parser = host_heads)]
     #[arg(env = "HEADINFER_HOST_HEADS", hide_env_values = true)]
     pub(crate) host_heads: HostHeads,
@@ -114,7 +113,17 @@ pub(crate) enum HostHeads {
     Count(usize),
 }
 
-fn host_heads(text: &str) -> Result<HostHeads, String> {
+impl HostHeads {
+    /// The number, where one is given.
+    pub(crate) fn count(self) -> Option<usize> {
+        match self {
+            Self::Auto => None,
+            Self::Count(n) => Some(n),
+        }
+    }
+}
+
+pub(super) fn host_heads(text: &str) -> Result<HostHeads, String> {
     match text {
         "auto" => Ok(HostHeads::Auto),
         _ => {
@@ -134,6 +143,13 @@ pub(crate) struct GuessArgs {
     #[arg(long, value_name = "auto|off|N", value_parser = speculation, default_value = "auto")]
     #[arg(env = "HEADINFER_SPECULATE", hide_env_values = true)]
     pub(crate) speculate: Speculation,
+}
+
+impl GuessArgs {
+    /// Whether there may be guesses.
+    pub(crate) fn any(&self) -> bool {
+        self.speculate != Speculation::Off
+    }
 }
 
 fn speculation(text: &str) -> Result<Speculation, String> {

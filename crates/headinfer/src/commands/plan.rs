@@ -26,6 +26,7 @@ pub(crate) fn run(args: &PlanArgs, environment: &Environment) -> Result<()> {
         DeviceChoice::Auto | DeviceChoice::Cpu => open::request,
     };
     let request = request(source.generated_bytes(&spec), device, args.context, &args.engine, environment);
+    let request = Request { guesses: args.guess.any(), ..request };
     match open::plan(&spec, &request) {
         Ok(plan) => {
             let printed = Printed::new(&plan);

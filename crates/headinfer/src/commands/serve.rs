@@ -100,6 +100,7 @@ fn plan(model: &Model, request: Request, args: &ServeArgs) -> Result<Arc<Plan>> 
     let request = Request {
         device_budget: request.device_budget / slots,
         stored: sessions::interval_min(&args.store),
+        guesses: args.guess.any(),
         ..request
     };
     // The store's own is shared, and as large as a chunk makes it.

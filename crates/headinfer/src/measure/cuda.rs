@@ -35,6 +35,7 @@ pub(crate) fn usual_rates(cache: Option<&Path>) -> Result<Rates> {
         // The plan is measured, not run.
         host_budget: 1 << 50,
         stored: None,
+        guesses: false,
         placement: PlacementMode::Offload,
         weights: WeightsMode::Resident,
         // With heads for the CPU, link and CPU are measured together.

@@ -93,6 +93,40 @@ fn decode_after_a_real_prefill_is_measured() {
 }
 
 #[test]
+fn decode_is_held_against_what_the_plan_predicts() {
+    let line = "-m random:tiny --device cpu -c 900 --placement offload";
+    let report = measured(&format!("bench decode {line} -n 3 --synthetic --json"));
+    let [seconds, predicted, ratio] =
+        ["seconds", "predicted_s", "predicted_ratio"].map(|field| report[field].as_f64().unwrap());
+    assert!(predicted > 0.0 && (ratio - seconds / predicted).abs() < 1e-9 * ratio, "{report}");
+    assert!(measured(&format!("bench prefill {line} --json")).get("predicted_s").is_none());
+    let planned = run(&format!("plan {line} --json")).json()["decode"].clone();
+    let [expected, floor] =
+        ["expected_s_per_token", "floor_s_per_token"].map(|f| planned[f].as_f64().unwrap());
+    assert!(floor <= expected && (expected / predicted - 1.0).abs() < 0.05, "{planned} {predicted}");
+}
+
+#[test]
+fn splits_are_tried_one_after_another() {
+    let line = "bench split -m random:tiny --device cpu -c 900 -n 2 --placement offload --json";
+    let report = run(&format!("{line} --heads 0,auto,3,4")).json();
+    let rows = report["rows"].as_array().unwrap();
+    let of = |field: &str| rows.iter().map(|row| row[field].clone()).collect::<Vec<_>>();
+    assert_eq!(of("asked"), ["0", "auto", "3", "4"]);
+    assert_eq!([&rows[0], &rows[2], &rows[3]].map(|row| row["host_heads"].as_u64().unwrap()), [0, 3, 4]);
+    let times: Vec<f64> = of("seconds").iter().map(|s| s.as_f64().unwrap()).collect();
+    let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+    assert_eq!(report["best_s"], best);
+    assert_eq!(report["auto_over_best"].as_f64().unwrap(), times[1] / best);
+    // Four pairs: `auto`, and 0 to 4 without a number twice.
+    let rows = run(line).json()["rows"].clone();
+    let asked: Vec<_> = rows.as_array().unwrap().iter().map(|row| row["asked"].as_str().unwrap()).collect();
+    assert_eq!(asked, ["auto", "0", "1", "2", "3", "4"]);
+    run(&format!("{line} --heads 5")).fails(2, &["--host-heads must be 0..=4"]);
+    run("bench split -m random:tiny --device cpu -c 16 -n 16").fails(2, &["16 tokens leave no past"]);
+}
+
+#[test]
 fn memory_of_the_papers_case_is_flat_from_128k_to_4m() {
     let folder = tempfile::tempdir().unwrap();
     let plot = folder.path().join("memory.svg");

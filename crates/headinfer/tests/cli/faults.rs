@@ -356,6 +356,29 @@ fn a_server_whose_device_failed_says_so_and_is_unhealthy() {
 }
 
 #[test]
+fn a_server_asks_the_device_which_heads_move() {
+    let Some(dir) = stub() else { return };
+    let line = "serve -m builtin:retrieval --device cuda -c 2k --port 0 --parallel 1 --placement offload";
+    // Where no event ever happens, the lanes are at the first heads of the oldest step for good.
+    for (faults, moving) in [("", r#""moving":{}"#), ("cuEventQuery:600", r#""moving":{"in":[0,0,"#)] {
+        let cache = folder();
+        let Started { mut child, found, .. } = start(dir, faults, &cache, line, "serving ");
+        let address = found.rsplit("http://").next().unwrap();
+        while !send(address, "GET /health", "").starts_with("HTTP/1.1 200") {
+            std::thread::yield_now();
+        }
+        assert!(send(address, "GET /cache", "").contains(r#""moving":{}"#), "nothing moves before a step");
+        let body = r#"{"prompt": [5, 6, 7], "max_tokens": 3, "ignore_eos": true}"#;
+        let answer = send(address, "POST /v1/completions", body);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let said = send(address, "GET /cache", "");
+        assert!(said.contains(moving), "{said}");
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+}
+
+#[test]
 fn a_server_that_cannot_open_its_device_ends_with_the_code_of_the_reason() {
     let Some(dir) = stub() else { return };
     let line = "serve -m builtin:retrieval --device cuda -c 2k --port 0";

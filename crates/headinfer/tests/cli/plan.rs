@@ -14,7 +14,8 @@ fn the_papers_case_is_planned_without_a_card() {
     for number in ["/device/bytes", "/device/budget", "/host/bytes", "/host/budget", "/kv/tile_tokens"] {
         assert!(plan.pointer(number).unwrap().as_u64().unwrap() > 0, "{number}");
     }
-    for number in ["/kv/heads_per_group", "/prefill/chunk", "/prefill/floor_s", "/decode/floor_s_per_token"] {
+    let decode = ["/decode/floor_s_per_token", "/decode/expected_s_per_token"];
+    for number in ["/kv/heads_per_group", "/prefill/chunk", "/prefill/floor_s"].into_iter().chain(decode) {
         assert!(plan.pointer(number).unwrap().as_f64().unwrap() > 0.0, "{number}");
     }
     let regions = plan["device"]["regions"].as_array().unwrap();
@@ -40,6 +41,13 @@ fn a_plan_for_people_says_why() {
     for word in ["device:", "host:", "KV store", "prefill: chunks of", "why:", "ring slots", "of 1.00 MiB"] {
         assert!(plan.stdout.contains(word), "no '{word}' in {}", plan.stdout);
     }
+}
+
+#[test]
+fn an_index_of_guesses_is_planned_where_there_are_guesses() {
+    let host = |more: &str| run(&format!("plan -m random:tiny -c 4k --device cpu {more}")).stdout;
+    assert!(host("").contains("index of guesses"));
+    assert!(!host("--speculate off").contains("index of guesses"));
 }
 
 #[test]

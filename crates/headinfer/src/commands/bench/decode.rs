@@ -6,6 +6,7 @@ use anyhow::Result;
 use headinfer_core::cpu::measure::median;
 use headinfer_core::plan::DeviceKind;
 use headinfer_core::plan::report::seconds;
+use headinfer_core::simulate;
 
 use super::ceilings::Floor;
 use super::report::{Report, Spread};
@@ -49,9 +50,10 @@ pub(crate) fn run(args: &DecodeArgs, environment: &Environment) -> Result<()> {
     };
     let end = bench.finish()?;
     let middle = &observed.steps[observed.steps.len() / 2];
+    let predicted_s = simulate::decode_s(&end.0, past + tokens / 2);
     let floor = Floor::of(&end.0, std::slice::from_ref(middle), &end.2);
     let report = Report { past_s, ..Report::new(end, &observed, floor) };
-    let report = report.timed(1, median(&times), Spread::of(&times));
+    let report = report.timed(1, median(&times), Spread::of(&times)).predicted(predicted_s);
     if args.measure.json {
         return output::print_json(&report);
     }

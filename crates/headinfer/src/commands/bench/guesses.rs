@@ -12,6 +12,7 @@ use headinfer_core::engine::guess::{Counts, Speculation};
 use headinfer_core::engine::sample::{Sampler, Sampling};
 use headinfer_core::model::retrieval::Retrieval;
 use headinfer_core::niah::{self, code_haystack};
+use headinfer_core::plan::Request;
 use headinfer_core::plan::report::seconds;
 use serde::Serialize;
 
@@ -30,7 +31,8 @@ const TURNS: usize = 3;
 /// When the model cannot be run, the text does not suit it, or guesses changed a token.
 pub(super) fn run(args: &DecodeArgs, text: &Path, environment: &Environment) -> Result<()> {
     let ids = ids(args, text, environment)?;
-    let mut bench = Bench::open(&args.measure, environment)?;
+    let guesses = args.guess.any();
+    let mut bench = Bench::open(&args.measure, environment, |request| Request { guesses, ..request })?;
     let begun = Instant::now();
     bench.prefill(&ids)?;
     let past_s = begun.elapsed().as_secs_f64();

@@ -9,6 +9,7 @@ mod memory;
 mod overlap;
 mod prefill;
 mod report;
+mod split;
 mod steps;
 
 use anyhow::Result;
@@ -28,6 +29,7 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
             None => decode::run(args, environment),
         },
         Bench::Overlap(args) => overlap::run(args, environment),
+        Bench::Split(args) => split::run(args, environment),
         Bench::Attention(args) => attention::run(args, environment),
         Bench::Link(args) => link::run(args, environment),
     }

@@ -19,7 +19,7 @@ use crate::output;
 /// # Errors
 /// When the model cannot be run, the context holds no past, or the trace cannot be written.
 pub(crate) fn run(args: &OverlapArgs, environment: &Environment) -> Result<()> {
-    let mut bench = Bench::open(&args.measure, environment)?;
+    let mut bench = Bench::open(&args.measure, environment, |request| request)?;
     let plan = bench.session.plan().clone();
     let (context, chunk) = (args.measure.context, plan.knobs().chunk);
     if context <= chunk {

@@ -33,6 +33,11 @@ pub(super) struct Report {
     pub(super) ratio_to_floor: f64,
     /// What the floor is made of.
     pub(super) floor: Floor,
+    /// What the planner expected by the figures that `doctor` kept, and `seconds` over it; of decoded tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) predicted_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) predicted_ratio: Option<f64>,
     /// Whose rates the floor uses.
     pub(super) machine: String,
     pub(super) attention_tflops: f64,
@@ -156,6 +161,8 @@ impl Report {
             floor_s: floor.total_s,
             ratio_to_floor: rate(m.seconds, floor.total_s),
             floor,
+            predicted_s: None,
+            predicted_ratio: None,
             machine: ceilings.source(),
             attention_tflops: flops / 1e12,
             attention_of_peak: ceilings.attention_share(flops),
@@ -201,6 +208,12 @@ impl Report {
         }
     }
 
+    /// With what the planner expected of `seconds`.
+    pub(super) fn predicted(self, seconds: f64) -> Self {
+        let predicted_ratio = Some(self.seconds / seconds).filter(|ratio| ratio.is_finite());
+        Self { predicted_s: Some(seconds), predicted_ratio, ..self }
+    }
+
     /// The lines after the first.
     pub(super) fn text(&self) -> String {
         let percent = |share: f64| 100.0 * share;
@@ -209,6 +222,9 @@ impl Report {
             lines.push(("median of", format!("{count}, {} to {}", seconds(least_s), seconds(most_s))));
         }
         lines.push(("floor", self.floor_text()));
+        if let (Some(predicted_s), Some(ratio)) = (self.predicted_s, self.predicted_ratio) {
+            lines.push(("predicted", format!("{}, ratio {ratio:.3}", seconds(predicted_s))));
+        }
         lines.push(("attention", self.attention_text()));
         if let Peaks::Cpu { read_peak_gb_s, read_of_peak, step_read_of_peak, .. } = &self.peaks {
             let (share, of_step) = (percent(*read_of_peak), percent(*step_read_of_peak));

@@ -8,7 +8,7 @@ use headinfer_core::backend::{Stats, Timed};
 use headinfer_core::cpu::measure::median;
 use headinfer_core::engine::sample::greedy_margin;
 use headinfer_core::engine::{Progress, Session};
-use headinfer_core::plan::{DeviceKind, Lane, Op, Plan, Step};
+use headinfer_core::plan::{DeviceKind, Lane, Op, Plan, Request, Step};
 use serde::Serialize;
 
 use super::ceilings::{Ceilings, Meter, Reached};
@@ -25,12 +25,16 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// Loads, plans and opens.
+    /// Loads, plans what `ask` makes of the flags' request, and opens.
     ///
     /// # Errors
     /// When the model cannot be loaded, nothing fits, or the system refuses memory.
-    pub(super) fn open(args: &MeasureArgs, environment: &Environment) -> Result<Self> {
-        let (model, plan) = prepare(args, environment)?;
+    pub(super) fn open(
+        args: &MeasureArgs,
+        environment: &Environment,
+        ask: impl FnOnce(Request) -> Request,
+    ) -> Result<Self> {
+        let (model, plan) = prepare(args, environment, ask)?;
         Self::of_plan(&model, plan, None, args, environment)
     }
 
@@ -39,7 +43,7 @@ impl Bench {
     /// # Errors
     /// As [`Bench::open`], and when the ceilings cannot be measured.
     pub(super) fn metered(args: &MeasureArgs, environment: &Environment) -> Result<Self> {
-        let (model, plan) = prepare(args, environment)?;
+        let (model, plan) = prepare(args, environment, |request| request)?;
         let meter = Meter::start(&plan, args.engine.threads, environment.cache.as_deref())?;
         Self::of_plan(&model, plan, Some(meter), args, environment)
     }
@@ -184,12 +188,16 @@ fn rate(amount: f64, seconds: f64) -> f64 {
     if seconds > 0.0 { amount / seconds } else { 0.0 }
 }
 
-fn prepare(args: &MeasureArgs, environment: &Environment) -> Result<(Model, Arc<Plan>)> {
+fn prepare(
+    args: &MeasureArgs,
+    environment: &Environment,
+    ask: impl FnOnce(Request) -> Request,
+) -> Result<(Model, Arc<Plan>)> {
     let source = ModelSource::parse(&args.model)?;
     let device = device::choose(args.engine.device)?;
     let model = source.find(&environment.hub)?;
     let request = open::request(model.generated_bytes(), device, args.context, &args.engine, environment);
-    let plan = open::plan(&model.spec, &request)?;
+    let plan = open::plan(&model.spec, &ask(request))?;
     Ok((model, plan))
 }
 

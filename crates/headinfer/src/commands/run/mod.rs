@@ -41,7 +41,8 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<()> {
     let ids = prompt::ids(args, &tokenizer, text)?;
     let (context, new_tokens) = lengths(args, ids.len())?;
     let request = open::request(model.generated_bytes(), device, context, &args.engine, environment);
-    let request = Request { stored: sessions::interval_min(&args.store), ..request };
+    let (stored, guesses) = (sessions::interval_min(&args.store), args.guess.any());
+    let request = Request { stored, guesses, ..request };
     let plan = open::plan(&model.spec, &request)?;
     let mut printer = Printer::new(&tokenizer, args.stop.clone(), !args.json)?;
     let mut session = open::session(&model, plan, &args.engine, environment.cache.as_deref())?;
