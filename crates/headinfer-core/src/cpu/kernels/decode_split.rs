@@ -19,6 +19,8 @@ use super::simd::{Kernel, Simd};
 pub(super) const SPLIT_MAX: usize = 256;
 /// Query rows that share each loaded vector.
 const ROWS: usize = 4;
+/// Keys whose values are summed before the next ones: their lines stay in a first-level cache beside the sums.
+const KEYS: usize = 32;
 /// Lanes of the widest vector.
 const LANES_MAX: usize = 16;
 /// bf16 values of a cache line.
@@ -267,15 +269,14 @@ impl Split<'_> {
     /// A register holds one (row, key) sum, and as many as a vector has lanes are added up across their lanes at once.
     #[inline(always)]
     fn score<S: Simd, const R: usize, const T: usize>(&self, q: &[f32], scores: &mut [[f32; SPLIT_MAX]; R]) {
-        let last = self.k.len() / self.width - 1;
-        for first in (0..=last).step_by(T) {
+        let width = self.width;
+        let keys = self.k.chunks(T * width).zip(0..SPLIT_MAX / T);
+        for (keys, first) in keys.map(|(keys, i)| (keys, i * T)) {
             // Past the end the last key is computed again, for the mask to remove.
-            let mut keys: [&[u16]; T] = [&[]; T];
-            for (n, key) in keys.iter_mut().enumerate() {
-                *key = &self.k[(first + n).min(last) * self.width..][..self.width];
-            }
-            let ahead = self.ahead.scores.wrapping_add((first * self.width) >> self.ahead.halved);
-            let sums = dots::<S, R, T>(q, &keys, ahead, self.ahead.halved);
+            let last = keys.len() - width;
+            let starts = std::array::from_fn::<_, T, _>(|n| (n * width).min(last));
+            let ahead = self.ahead.scores.wrapping_add((first * width) >> self.ahead.halved);
+            let sums = dots::<S, R, T>(q, starts.map(|start| &keys[start..][..width]), ahead, self.ahead.halved);
             let mut lanes = [S::splat(0.0); LANES_MAX];
             for n in 0..T {
                 for r in 0..R {
@@ -291,6 +292,8 @@ impl Split<'_> {
     }
 
     /// acc[row] = weights[row] · v. Meanwhile the next split is asked for.
+    ///
+    /// A few keys at a time for all columns, so that what shares a line with a column is found in the first-level cache.
     #[inline(always)]
     fn weigh<S: Simd, const R: usize, const W: usize>(
         &self,
@@ -299,41 +302,63 @@ impl Split<'_> {
     ) {
         let (d, half) = (acc.len() / R, self.width / 2);
         let mut sums = [[0.0; HEAD_DIM_MAX]; R];
-        let mut at = 0;
-        while at < half {
-            at += S::LANES
-                * match (half - at) / S::LANES {
-                    left if left >= W => self.columns::<S, R, W>(weights, at, &mut sums),
-                    left if left >= 2 && W > 2 => self.columns::<S, R, 2>(weights, at, &mut sums),
-                    _ => self.columns::<S, R, 1>(weights, at, &mut sums),
-                };
+        for (i, v) in self.v.chunks(KEYS * self.width).take(SPLIT_MAX / KEYS).enumerate() {
+            let mut few = [[0.0; KEYS]; R];
+            for (few, weights) in few.iter_mut().zip(weights) {
+                few.copy_from_slice(&weights[i * KEYS..][..KEYS]);
+            }
+            let ahead = self.ahead.sums.wrapping_add((i * KEYS * self.width) >> self.ahead.halved);
+            let few = Few { v, width: self.width, weights: &few, ahead, halved: self.ahead.halved };
+            let mut at = 0;
+            while at < half {
+                at += S::LANES
+                    * match (half - at) / S::LANES {
+                        left if left >= W => few.columns::<S, W>(at, &mut sums),
+                        left if left >= 2 && W > 2 => few.columns::<S, 2>(at, &mut sums),
+                        _ => few.columns::<S, 1>(at, &mut sums),
+                    };
+            }
         }
         for (sums, acc) in sums.iter().zip(acc.chunks_exact_mut(d)) {
             acc[..d / 2].copy_from_slice(&sums[..d / 2]);
             acc[d / 2..].copy_from_slice(&sums[half..][..d / 2]);
         }
     }
+}
 
-    /// `W` vectors of even and of odd columns from pair `at` on; returns `W`.
+/// Values of a few keys and the weights they have for some rows, 0 past the end.
+struct Few<'a, const R: usize> {
+    v: &'a [u16],
+    width: usize,
+    weights: &'a [[f32; KEYS]; R],
+    ahead: *const u16,
+    halved: u32,
+}
+
+impl<const R: usize> Few<'_, R> {
+    /// Adds to `W` vectors of even and of odd columns from pair `at` on; returns `W`.
     #[inline(always)]
-    fn columns<S: Simd, const R: usize, const W: usize>(
-        &self,
-        weights: &[[f32; SPLIT_MAX]; R],
-        at: usize,
-        to: &mut [[f32; HEAD_DIM_MAX]; R],
-    ) -> usize {
-        let step = 2 * W * S::LANES;
+    fn columns<S: Simd, const W: usize>(&self, at: usize, to: &mut [[f32; HEAD_DIM_MAX]; R]) -> usize {
+        let half = self.width / 2;
         let mut even = [[S::splat(0.0); W]; R];
         let mut odd = [[S::splat(0.0); W]; R];
-        let halved = self.ahead.halved;
-        let next = self.ahead.sums.wrapping_add((2 * at * (self.v.len() / self.width)) >> halved);
-        for (j, v) in self.v.chunks_exact(self.width).enumerate().take(SPLIT_MAX) {
+        for r in 0..R {
+            for c in 0..W {
+                even[r][c] = S::load(&to[r][at + c * S::LANES..]);
+                odd[r][c] = S::load(&to[r][half + at + c * S::LANES..]);
+            }
+        }
+        let step = 2 * W * S::LANES;
+        let next = self.ahead.wrapping_add((2 * at * (self.v.len() / self.width)) >> self.halved);
+        for (j, v) in self.v.chunks_exact(self.width).enumerate().take(KEYS) {
             let v = &v[2 * at..][..step];
-            ask::<S>(next.wrapping_add((j * step) >> halved), step >> halved);
+            if j * step % LINE == 0 {
+                ask_parts::<S>(next.wrapping_add((j * step) >> self.halved), step.div_ceil(LINE), self.halved);
+            }
             for c in 0..W {
                 let (v_even, v_odd) = S::load_bf16(&v[2 * c * S::LANES..]);
                 for r in 0..R {
-                    let w = S::splat(weights[r][j]);
+                    let w = S::splat(self.weights[r][j]);
                     even[r][c] = S::fma(w, v_even, even[r][c]);
                     odd[r][c] = S::fma(w, v_odd, odd[r][c]);
                 }
@@ -343,7 +368,7 @@ impl Split<'_> {
             for c in 0..W {
                 let low = at + c * S::LANES;
                 S::store(even[r][c], &mut to[r][low..]);
-                S::store(odd[r][c], &mut to[r][self.width / 2 + low..]);
+                S::store(odd[r][c], &mut to[r][half + low..]);
             }
         }
         W
@@ -354,14 +379,14 @@ impl Split<'_> {
 #[inline(always)]
 fn dots<S: Simd, const R: usize, const T: usize>(
     q: &[f32],
-    keys: &[&[u16]; T],
+    keys: [&[u16]; T],
     ahead: *const u16,
     halved: u32,
 ) -> [[S::V; R]; T] {
     let mut sums = [[S::splat(0.0); R]; T];
+    let few = (T * 2 * S::LANES) >> halved;
     for (i, q) in q.chunks_exact(2 * S::LANES * R).enumerate() {
-        let few = (T * 2 * S::LANES) >> halved;
-        ask::<S>(ahead.wrapping_add(i * few), few);
+        ask_parts::<S>(ahead.wrapping_add(i * few), T * 2 * S::LANES / LINE, halved);
         if R == 1 {
             // One key's pairs at a time: those of all would fill the register file.
             let (even, odd) = q.split_at(S::LANES);
@@ -377,11 +402,13 @@ fn dots<S: Simd, const R: usize, const T: usize>(
             pairs[n] = S::load_bf16(&keys[n][2 * i * S::LANES..]);
         }
         for r in 0..R {
-            let (even, odd) = q[2 * r * S::LANES..][..2 * S::LANES].split_at(S::LANES);
-            let (even, odd) = (S::load(even), S::load(odd));
+            let even = S::load(&q[2 * r * S::LANES..]);
             for n in 0..T {
                 sums[n][r] = S::fma(even, pairs[n].0, sums[n][r]);
             }
+        }
+        for r in 0..R {
+            let odd = S::load(&q[(2 * r + 1) * S::LANES..]);
             for n in 0..T {
                 sums[n][r] = S::fma(odd, pairs[n].1, sums[n][r]);
             }
@@ -408,10 +435,10 @@ fn softmax<S: Simd>(scores: &mut [f32]) -> (f32, f32) {
     (max, S::reduce_add(total))
 }
 
-/// Asks for the lines of `elements` values.
+/// Asks for `lines` lines, or for half of each: a fixed number of requests, two of which may be for one line.
 #[inline(always)]
-fn ask<S: Simd>(from: *const u16, elements: usize) {
-    for at in (0..elements).step_by(LINE) {
-        S::prefetch(from.wrapping_add(at));
+fn ask_parts<S: Simd>(from: *const u16, lines: usize, halved: u32) {
+    for i in 0..lines {
+        S::prefetch(from.wrapping_add(i * (LINE >> halved)));
     }
 }
