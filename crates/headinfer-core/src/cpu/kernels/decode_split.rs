@@ -206,6 +206,34 @@ struct Ahead {
     halved: u32,
 }
 
+impl Ahead {
+    fn scores(&self) -> Walk {
+        Walk { at: self.scores, line: LINE >> self.halved }
+    }
+
+    fn sums(&self) -> Walk {
+        Walk { at: self.sums, line: LINE >> self.halved }
+    }
+}
+
+/// A walk over memory that is asked for meanwhile.
+struct Walk {
+    at: *const u16,
+    /// Values of it for each line that is read: where it is half as many, two requests are for one line.
+    line: usize,
+}
+
+impl Walk {
+    /// Goes on as far as `elements` values that are read, a number of whole lines.
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, elements: usize) {
+        for _ in 0..elements / LINE {
+            S::prefetch(self.at);
+            self.at = self.at.wrapping_add(self.line);
+        }
+    }
+}
+
 impl Split<'_> {
     /// The states of all `rows`.
     #[inline(always)]
@@ -270,13 +298,17 @@ impl Split<'_> {
     #[inline(always)]
     fn score<S: Simd, const R: usize, const T: usize>(&self, q: &[f32], scores: &mut [[f32; SPLIT_MAX]; R]) {
         let width = self.width;
+        let mut ahead = self.ahead.scores();
         let keys = self.k.chunks(T * width).zip(0..SPLIT_MAX / T);
         for (keys, first) in keys.map(|(keys, i)| (keys, i * T)) {
-            // Past the end the last key is computed again, for the mask to remove.
-            let last = keys.len() - width;
-            let starts = std::array::from_fn::<_, T, _>(|n| (n * width).min(last));
-            let ahead = self.ahead.scores.wrapping_add((first * width) >> self.ahead.halved);
-            let sums = dots::<S, R, T>(q, starts.map(|start| &keys[start..][..width]), ahead, self.ahead.halved);
+            let sums = match keys.len() == T * width {
+                true => dots::<S, R, T>(q, std::array::from_fn(|n| &keys[n * width..][..width]), &mut ahead),
+                false => {
+                    // Past the end the last key is computed again, for the mask to remove.
+                    let key = |n: usize| &keys[(n * width).min(keys.len() - width)..][..width];
+                    dots::<S, R, T>(q, std::array::from_fn(key), &mut ahead)
+                }
+            };
             let mut lanes = [S::splat(0.0); LANES_MAX];
             for n in 0..T {
                 for r in 0..R {
@@ -302,20 +334,20 @@ impl Split<'_> {
     ) {
         let (d, half) = (acc.len() / R, self.width / 2);
         let mut sums = [[0.0; HEAD_DIM_MAX]; R];
+        let mut ahead = self.ahead.sums();
         for (i, v) in self.v.chunks(KEYS * self.width).take(SPLIT_MAX / KEYS).enumerate() {
             let mut few = [[0.0; KEYS]; R];
             for (few, weights) in few.iter_mut().zip(weights) {
                 few.copy_from_slice(&weights[i * KEYS..][..KEYS]);
             }
-            let ahead = self.ahead.sums.wrapping_add((i * KEYS * self.width) >> self.ahead.halved);
-            let few = Few { v, width: self.width, weights: &few, ahead, halved: self.ahead.halved };
+            let few = Few { v, width: self.width, weights: &few };
             let mut at = 0;
             while at < half {
                 at += S::LANES
                     * match (half - at) / S::LANES {
-                        left if left >= W => few.columns::<S, W>(at, &mut sums),
-                        left if left >= 2 && W > 2 => few.columns::<S, 2>(at, &mut sums),
-                        _ => few.columns::<S, 1>(at, &mut sums),
+                        left if left >= W => few.columns::<S, W>(at, &mut sums, &mut ahead),
+                        left if left >= 2 && W > 2 => few.columns::<S, 2>(at, &mut sums, &mut ahead),
+                        _ => few.columns::<S, 1>(at, &mut sums, &mut ahead),
                     };
             }
         }
@@ -331,62 +363,72 @@ struct Few<'a, const R: usize> {
     v: &'a [u16],
     width: usize,
     weights: &'a [[f32; KEYS]; R],
-    ahead: *const u16,
-    halved: u32,
 }
 
 impl<const R: usize> Few<'_, R> {
     /// Adds to `W` vectors of even and of odd columns from pair `at` on; returns `W`.
     #[inline(always)]
-    fn columns<S: Simd, const W: usize>(&self, at: usize, to: &mut [[f32; HEAD_DIM_MAX]; R]) -> usize {
+    fn columns<S: Simd, const W: usize>(
+        &self,
+        at: usize,
+        to: &mut [[f32; HEAD_DIM_MAX]; R],
+        ahead: &mut Walk,
+    ) -> usize {
         let half = self.width / 2;
-        let mut even = [[S::splat(0.0); W]; R];
-        let mut odd = [[S::splat(0.0); W]; R];
+        let mut sums = [[(S::splat(0.0), S::splat(0.0)); W]; R];
         for r in 0..R {
             for c in 0..W {
-                even[r][c] = S::load(&to[r][at + c * S::LANES..]);
-                odd[r][c] = S::load(&to[r][half + at + c * S::LANES..]);
+                let low = at + c * S::LANES;
+                sums[r][c] = (S::load(&to[r][low..]), S::load(&to[r][half + low..]));
             }
         }
         let step = 2 * W * S::LANES;
-        let next = self.ahead.wrapping_add((2 * at * (self.v.len() / self.width)) >> self.halved);
-        for (j, v) in self.v.chunks_exact(self.width).enumerate().take(KEYS) {
-            let v = &v[2 * at..][..step];
-            if j * step % LINE == 0 {
-                ask_parts::<S>(next.wrapping_add((j * step) >> self.halved), step.div_ceil(LINE), self.halved);
+        let (fours, rest) = self.v.split_at(self.v.len() / (4 * self.width) * 4 * self.width);
+        for (v, j) in fours.chunks_exact(4 * self.width).zip((0..KEYS).step_by(4)) {
+            ahead.ask::<S>(4 * step);
+            for i in 0..4 {
+                let w = std::array::from_fn(|r| self.weights[r][j + i]);
+                add::<S, R, W>(&mut sums, w, &v[i * self.width + 2 * at..][..step]);
             }
-            for c in 0..W {
-                let (v_even, v_odd) = S::load_bf16(&v[2 * c * S::LANES..]);
-                for r in 0..R {
-                    let w = S::splat(self.weights[r][j]);
-                    even[r][c] = S::fma(w, v_even, even[r][c]);
-                    odd[r][c] = S::fma(w, v_odd, odd[r][c]);
-                }
-            }
+        }
+        let done = fours.len() / self.width;
+        for (v, j) in rest.chunks_exact(self.width).zip(done..KEYS) {
+            let w = std::array::from_fn(|r| self.weights[r][j]);
+            add::<S, R, W>(&mut sums, w, &v[2 * at..][..step]);
         }
         for r in 0..R {
             for c in 0..W {
                 let low = at + c * S::LANES;
-                S::store(even[r][c], &mut to[r][low..]);
-                S::store(odd[r][c], &mut to[r][half + low..]);
+                S::store(sums[r][c].0, &mut to[r][low..]);
+                S::store(sums[r][c].1, &mut to[r][half + low..]);
             }
         }
         W
     }
 }
 
-/// q · k for each of some rows and keys, lane by lane. Asks for as much from `ahead` on as it reads, or `halved`.
+/// Adds a key's values times the weight that each row gives it.
+#[inline(always)]
+fn add<S: Simd, const R: usize, const W: usize>(sums: &mut [[(S::V, S::V); W]; R], w: [f32; R], v: &[u16]) {
+    for c in 0..W {
+        let (even, odd) = S::load_bf16(&v[2 * c * S::LANES..]);
+        for r in 0..R {
+            let w = S::splat(w[r]);
+            sums[r][c] = (S::fma(w, even, sums[r][c].0), S::fma(w, odd, sums[r][c].1));
+        }
+    }
+}
+
+/// q · k for each of some rows and keys, lane by lane. Asks for as much of what is `ahead` as it reads.
 #[inline(always)]
 fn dots<S: Simd, const R: usize, const T: usize>(
     q: &[f32],
     keys: [&[u16]; T],
-    ahead: *const u16,
-    halved: u32,
+    ahead: &mut Walk,
 ) -> [[S::V; R]; T] {
     let mut sums = [[S::splat(0.0); R]; T];
-    let few = (T * 2 * S::LANES) >> halved;
     for (i, q) in q.chunks_exact(2 * S::LANES * R).enumerate() {
-        ask_parts::<S>(ahead.wrapping_add(i * few), T * 2 * S::LANES / LINE, halved);
+        ahead.ask::<S>(T * 2 * S::LANES);
         if R == 1 {
             // One key's pairs at a time: those of all would fill the register file.
             let (even, odd) = q.split_at(S::LANES);
@@ -433,12 +475,4 @@ fn softmax<S: Simd>(scores: &mut [f32]) -> (f32, f32) {
         S::store(weight, scores);
     }
     (max, S::reduce_add(total))
-}
-
-/// Asks for `lines` lines, or for half of each: a fixed number of requests, two of which may be for one line.
-#[inline(always)]
-fn ask_parts<S: Simd>(from: *const u16, lines: usize, halved: u32) {
-    for i in 0..lines {
-        S::prefetch(from.wrapping_add(i * (LINE >> halved)));
-    }
 }
