@@ -340,7 +340,7 @@ impl Split<'_> {
             for (few, weights) in few.iter_mut().zip(weights) {
                 few.copy_from_slice(&weights[i * KEYS..][..KEYS]);
             }
-            let few = Few { v, width: self.width, weights: &few };
+            let few = Few { v, count: v.len() / self.width, width: self.width, weights: &few };
             let mut at = 0;
             while at < half {
                 at += S::LANES
@@ -361,6 +361,7 @@ impl Split<'_> {
 /// Values of a few keys and the weights they have for some rows, 0 past the end.
 struct Few<'a, const R: usize> {
     v: &'a [u16],
+    count: usize,
     width: usize,
     weights: &'a [[f32; KEYS]; R],
 }
@@ -383,18 +384,15 @@ impl<const R: usize> Few<'_, R> {
             }
         }
         let step = 2 * W * S::LANES;
-        let (fours, rest) = self.v.split_at(self.v.len() / (4 * self.width) * 4 * self.width);
-        for (v, j) in fours.chunks_exact(4 * self.width).zip((0..KEYS).step_by(4)) {
+        let count = self.count.min(KEYS);
+        for j in (0..count / 4).map(|four| 4 * four) {
             ahead.ask::<S>(4 * step);
-            for i in 0..4 {
-                let w = std::array::from_fn(|r| self.weights[r][j + i]);
-                add::<S, R, W>(&mut sums, w, &v[i * self.width + 2 * at..][..step]);
+            for j in j..j + 4 {
+                self.add::<S, W>(&mut sums, j, &self.v[j * self.width + 2 * at..][..step]);
             }
         }
-        let done = fours.len() / self.width;
-        for (v, j) in rest.chunks_exact(self.width).zip(done..KEYS) {
-            let w = std::array::from_fn(|r| self.weights[r][j]);
-            add::<S, R, W>(&mut sums, w, &v[2 * at..][..step]);
+        for j in count / 4 * 4..count {
+            self.add::<S, W>(&mut sums, j, &self.v[j * self.width + 2 * at..][..step]);
         }
         for r in 0..R {
             for c in 0..W {
@@ -405,16 +403,16 @@ impl<const R: usize> Few<'_, R> {
         }
         W
     }
-}
 
-/// Adds a key's values times the weight that each row gives it.
-#[inline(always)]
-fn add<S: Simd, const R: usize, const W: usize>(sums: &mut [[(S::V, S::V); W]; R], w: [f32; R], v: &[u16]) {
-    for c in 0..W {
-        let (even, odd) = S::load_bf16(&v[2 * c * S::LANES..]);
-        for r in 0..R {
-            let w = S::splat(w[r]);
-            sums[r][c] = (S::fma(w, even, sums[r][c].0), S::fma(w, odd, sums[r][c].1));
+    /// Adds values of key `j` times the weight that each row gives it.
+    #[inline(always)]
+    fn add<S: Simd, const W: usize>(&self, sums: &mut [[(S::V, S::V); W]; R], j: usize, v: &[u16]) {
+        for c in 0..W {
+            let (even, odd) = S::load_bf16(&v[2 * c * S::LANES..]);
+            for r in 0..R {
+                let w = S::splat(self.weights[r][j]);
+                sums[r][c] = (S::fma(w, even, sums[r][c].0), S::fma(w, odd, sums[r][c].1));
+            }
         }
     }
 }
