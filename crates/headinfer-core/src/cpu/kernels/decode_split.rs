@@ -260,6 +260,9 @@ impl Split<'_> {
                 (3, LANES_MAX) => self.attend::<S, 3, 4, 2>(rows),
                 (3, _) => self.attend::<S, 3, 2, 1>(rows),
                 (_, LANES_MAX) => self.attend::<S, ROWS, 4, 2>(rows),
+                // Arithmetic is the cost here: loops of known lengths take fewer instructions beside it.
+                _ if width == 64 => Split { width: 64, ..*self }.attend::<S, ROWS, 2, 1>(rows),
+                _ if width == 128 => Split { width: 128, ..*self }.attend::<S, ROWS, 2, 1>(rows),
                 _ => self.attend::<S, ROWS, 2, 1>(rows),
             }
         }
@@ -297,7 +300,7 @@ impl Split<'_> {
     /// A register holds one (row, key) sum, and as many as a vector has lanes are added up across their lanes at once.
     #[inline(always)]
     fn score<S: Simd, const R: usize, const T: usize>(&self, q: &[f32], scores: &mut [[f32; SPLIT_MAX]; R]) {
-        let width = self.width;
+        let (width, q) = (self.width, &q[..R * self.width]);
         let mut ahead = self.ahead.scores();
         let keys = self.k.chunks(T * width).zip(0..SPLIT_MAX / T);
         for (keys, first) in keys.map(|(keys, i)| (keys, i * T)) {
@@ -340,15 +343,12 @@ impl Split<'_> {
             for (few, weights) in few.iter_mut().zip(weights) {
                 few.copy_from_slice(&weights[i * KEYS..][..KEYS]);
             }
-            let few = Few { v, count: v.len() / self.width, width: self.width, weights: &few };
-            let mut at = 0;
-            while at < half {
-                at += S::LANES
-                    * match (half - at) / S::LANES {
-                        left if left >= W => few.columns::<S, W>(at, &mut sums, &mut ahead),
-                        left if left >= 2 && W > 2 => few.columns::<S, 2>(at, &mut sums, &mut ahead),
-                        _ => few.columns::<S, 1>(at, &mut sums, &mut ahead),
-                    };
+            match v.len() == KEYS * self.width {
+                true => Few { v, count: KEYS, width: self.width, weights: &few }.weigh::<S, W>(&mut sums, &mut ahead),
+                false => {
+                    let few = Few { v, count: v.len() / self.width, width: self.width, weights: &few };
+                    few.weigh::<S, W>(&mut sums, &mut ahead);
+                }
             }
         }
         for (sums, acc) in sums.iter().zip(acc.chunks_exact_mut(d)) {
@@ -367,6 +367,20 @@ struct Few<'a, const R: usize> {
 }
 
 impl<const R: usize> Few<'_, R> {
+    /// Adds to all columns, `W` pairs at once.
+    #[inline(always)]
+    fn weigh<S: Simd, const W: usize>(&self, to: &mut [[f32; HEAD_DIM_MAX]; R], ahead: &mut Walk) {
+        let (mut at, half) = (0, self.width / 2);
+        while at < half {
+            at += S::LANES
+                * match (half - at) / S::LANES {
+                    left if left >= W => self.columns::<S, W>(at, to, ahead),
+                    left if left >= 2 && W > 2 => self.columns::<S, 2>(at, to, ahead),
+                    _ => self.columns::<S, 1>(at, to, ahead),
+                };
+        }
+    }
+
     /// Adds to `W` vectors of even and of odd columns from pair `at` on; returns `W`.
     #[inline(always)]
     fn columns<S: Simd, const W: usize>(
