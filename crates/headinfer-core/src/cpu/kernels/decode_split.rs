@@ -252,15 +252,15 @@ impl Split<'_> {
                 acc: &mut acc[first * d..last * d],
             };
             // Rows, keys and pairs of columns at once: rows times keys at most the lanes of a vector, and as many sums
-            // as the register file holds.
+            // as the register file holds. Where arithmetic is the cost, widths known to the compiler spare instructions.
             match (last - first, S::LANES) {
                 (1, _) => self.attend::<S, 1, 8, 4>(rows),
                 (2, LANES_MAX) => self.attend::<S, 2, 8, 4>(rows),
                 (2, _) => self.attend::<S, 2, 4, 2>(rows),
                 (3, LANES_MAX) => self.attend::<S, 3, 4, 2>(rows),
                 (3, _) => self.attend::<S, 3, 2, 1>(rows),
+                (_, LANES_MAX) if width == 64 => Split { width: 64, ..*self }.attend::<S, ROWS, 4, 2>(rows),
                 (_, LANES_MAX) => self.attend::<S, ROWS, 4, 2>(rows),
-                // Arithmetic is the cost here: loops of known lengths take fewer instructions beside it.
                 _ if width == 64 => Split { width: 64, ..*self }.attend::<S, ROWS, 2, 1>(rows),
                 _ if width == 128 => Split { width: 128, ..*self }.attend::<S, ROWS, 2, 1>(rows),
                 _ => self.attend::<S, ROWS, 2, 1>(rows),
@@ -286,11 +286,14 @@ impl Split<'_> {
         }
         let mut scores = [[f32::NEG_INFINITY; SPLIT_MAX]; R];
         self.score::<S, R, T>(rows.q, &mut scores);
+        for (scores, (from, to)) in scores.iter_mut().zip(seen) {
+            scores[..from].fill(f32::NEG_INFINITY);
+            scores[to..].fill(f32::NEG_INFINITY);
+        }
+        let whole = count.next_multiple_of(S::LANES);
+        rows.max.copy_from_slice(&largest::<S, R>(&scores, whole));
         for (r, scores) in scores.iter_mut().enumerate() {
-            scores[..seen[r].0].fill(f32::NEG_INFINITY);
-            scores[seen[r].1..].fill(f32::NEG_INFINITY);
-            let whole = count.next_multiple_of(S::LANES);
-            (rows.max[r], rows.sum[r]) = softmax::<S>(&mut scores[..whole]);
+            rows.sum[r] = weights::<S>(&mut scores[..whole], rows.max[r]);
         }
         self.weigh::<S, R, W>(&scores, rows.acc);
     }
@@ -344,7 +347,8 @@ impl Split<'_> {
                 few.copy_from_slice(&weights[i * KEYS..][..KEYS]);
             }
             match v.len() == KEYS * self.width {
-                true => Few { v, count: KEYS, width: self.width, weights: &few }.weigh::<S, W>(&mut sums, &mut ahead),
+                true => Few { v, count: KEYS, width: self.width, weights: &few }
+                    .weigh::<S, W>(&mut sums, &mut ahead),
                 false => {
                     let few = Few { v, count: v.len() / self.width, width: self.width, weights: &few };
                     few.weigh::<S, W>(&mut sums, &mut ahead);
@@ -471,14 +475,25 @@ fn dots<S: Simd, const R: usize, const T: usize>(
     sums
 }
 
-/// Scores become weights, masked ones 0; returns the largest score and the sum of the weights.
+/// The largest of each row's first `count` scores: rows together, as each waits for itself.
 #[inline(always)]
-fn softmax<S: Simd>(scores: &mut [f32]) -> (f32, f32) {
-    let mut largest = S::splat(f32::NEG_INFINITY);
-    for scores in scores.chunks_exact(S::LANES) {
-        largest = S::max(largest, S::load(scores));
+fn largest<S: Simd, const R: usize>(scores: &[[f32; SPLIT_MAX]; R], count: usize) -> [f32; R] {
+    let mut largest = [S::splat(f32::NEG_INFINITY); R];
+    for at in (0..count.min(SPLIT_MAX)).step_by(S::LANES) {
+        for r in 0..R {
+            largest[r] = S::max(largest[r], S::load(&scores[r][at..]));
+        }
     }
-    let max = S::reduce_max(largest);
+    let mut all = [0.0; R];
+    for r in 0..R {
+        all[r] = S::reduce_max(largest[r]);
+    }
+    all
+}
+
+/// Scores become weights, masked ones 0; returns the sum of the weights.
+#[inline(always)]
+fn weights<S: Simd>(scores: &mut [f32], max: f32) -> f32 {
     // A row that sees nothing here: any finite offset gives it weights of 0.
     let (offset, mut total) = (S::splat(max.max(f32::MIN)), S::splat(0.0));
     for scores in scores.chunks_exact_mut(S::LANES) {
@@ -486,5 +501,5 @@ fn softmax<S: Simd>(scores: &mut [f32]) -> (f32, f32) {
         total = S::add(total, weight);
         S::store(weight, scores);
     }
-    (max, S::reduce_add(total))
+    S::reduce_add(total)
 }
