@@ -196,6 +196,10 @@ pub(crate) struct AttentionArgs {
     #[arg(long, value_enum, value_name = "KERNEL", default_value_t = KernelChoice::Auto)]
     pub(crate) kernel: KernelChoice,
 
+    /// On the CPU, the instruction set of kernels and ceilings: the best there is, or a lesser one, as a CPU without better has.
+    #[arg(long, value_enum, value_name = "ISA", default_value_t = IsaChoice::Auto)]
+    pub(crate) isa: IsaChoice,
+
     /// Worker threads on the CPU; default one per core.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[arg(env = "HEADINFER_THREADS", hide_env_values = true)]
@@ -204,6 +208,19 @@ pub(crate) struct AttentionArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Instruction sets of the CPU's kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IsaChoice {
+    /// The best this CPU has, as in every run.
+    Auto,
+    /// None in particular.
+    Portable,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
 }
 
 /// Kernels of prefill attention.

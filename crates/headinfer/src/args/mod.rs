@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub(crate) use bench::{
-    AttentionArgs, Bench, BenchArgs, DecodeArgs, KernelChoice, LinkArgs, MeasureArgs, MemoryArgs,
+    AttentionArgs, Bench, BenchArgs, DecodeArgs, IsaChoice, KernelChoice, LinkArgs, MeasureArgs, MemoryArgs,
     OverlapArgs, PrefillArgs, SplitArgs,
 };
 pub(crate) use doctor::DoctorArgs;

@@ -79,8 +79,7 @@ const ROUNDS: usize = 5;
 
 impl Attention {
     /// Measures both kernels in the current pool.
-    pub(crate) fn measure(field: &Field, shape: HeadShape) -> Self {
-        let isa = Isa::detect();
+    pub(crate) fn measure(isa: Isa, field: &Field, shape: HeadShape) -> Self {
         let prefill = field.prefill_in_turns(isa, shape, PREFILL, ROUNDS);
         let decode = field.decode_in_turns(isa, shape, KV_HEADS, ROUNDS);
         Self {

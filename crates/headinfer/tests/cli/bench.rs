@@ -192,9 +192,9 @@ fn guesses_are_measured_on_a_text_that_quotes_itself_and_on_one_that_does_not() 
 
 #[test]
 fn attention_on_the_cpu_is_measured_against_its_ceilings() {
-    let report = run("bench attention --device cpu --head-dim 32 --json").json();
+    let report = run("bench attention --device cpu --head-dim 32 --isa portable --json").json();
     let rows = report["rows"].as_array().unwrap();
-    assert_eq!((rows.len(), &report["head_dim"]), (4, &32.into()));
+    assert_eq!((rows.len(), &report["head_dim"], &report["isa"]), (4, &32.into(), &"portable".into()));
     for row in rows {
         let rate = if row["what"] == "decode" { "gb_s" } else { "tflops" };
         for field in ["ms", "of_peak", rate] {
@@ -216,6 +216,7 @@ fn copies_are_measured_where_there_is_a_card_and_refused_where_there_is_none() {
 #[test]
 fn what_cannot_be_measured_is_refused() {
     run("bench attention --head-dim 12").fails(2, &["12", "multiple of 8"]);
+    run("bench attention --isa sse").fails(2, &["sse", "avx2"]);
     run("bench attention --tile 100").fails(2, &["100", "multiple of 256"]);
     run("bench speed").fails(2, &["speed"]);
     let tiny = "-m random:tiny --device cpu";

@@ -8,6 +8,7 @@ mod attention;
 pub mod ceiling;
 mod decode;
 mod decode_split;
+mod decode_sums;
 mod elementwise;
 mod linear;
 mod linear_panels;

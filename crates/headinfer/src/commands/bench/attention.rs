@@ -1,13 +1,15 @@
 //! `bench attention`: the attention kernels alone, on a GPU or beside the CPU's ceilings.
 
 use anyhow::Result;
+use headinfer_core::cpu::kernels::Isa;
 use headinfer_core::cpu::measure::{HeadShape, PrefillLoad};
 use headinfer_core::plan::DeviceKind;
 use headinfer_cuda::measure::{Attended, Bed};
 use headinfer_cuda::{PrefillKernel, probe};
 use serde::Serialize;
 
-use crate::args::{AttentionArgs, Environment, KernelChoice};
+use crate::args::{AttentionArgs, Environment, IsaChoice, KernelChoice};
+use crate::error::Failure;
 use crate::measure::cpu;
 use crate::{device, output};
 
@@ -40,6 +42,9 @@ struct Report {
     /// On a GPU, what computes prefill attention.
     #[serde(skip_serializing_if = "Option::is_none")]
     prefill_kernel: Option<&'static str>,
+    /// On the CPU, what kernels and peaks were compiled for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isa: Option<&'static str>,
     /// What `of_peak` is of, measured in this run.
     peaks: Peaks,
     rows: Vec<Row>,
@@ -120,15 +125,16 @@ fn on_cuda(args: &AttentionArgs, environment: &Environment) -> Result<Report> {
     }
     let peaks = Peaks::Cuda { device_copy_gb_s: copied / 1e9 };
     let prefill_kernel = Some(bed.prefill_kernel().name());
-    Ok(Report { device: bed.info().name.clone(), head_dim: d, prefill_kernel, peaks, rows })
+    Ok(Report { device: bed.info().name.clone(), head_dim: d, prefill_kernel, isa: None, peaks, rows })
 }
 
 fn on_cpu(args: &AttentionArgs) -> Result<Report> {
+    let isa = instruction_set(args.isa)?;
     let pool = cpu::pool(args.threads)?;
     let field = pool.install(|| cpu::field(u64::MAX))?;
     let head_dim = args.head_dim;
     let shapes = [1, HEADS.0 / HEADS.1].map(|group| HeadShape { head_dim, group });
-    let measured = shapes.map(|shape| pool.install(|| cpu::Attention::measure(&field, shape)));
+    let measured = shapes.map(|shape| pool.install(|| cpu::Attention::measure(isa, &field, shape)));
     let rows = measured.iter().flat_map(|a| {
         let PrefillLoad { heads, tokens, keys } = cpu::PREFILL;
         let flop = (4 * heads * tokens * a.group * head_dim * keys) as f64;
@@ -164,7 +170,23 @@ fn on_cpu(args: &AttentionArgs) -> Result<Report> {
         read_gb_s: highest(|a| a.decode_read_gb_s),
     };
     let device = format!("CPU, {} threads", pool.current_num_threads());
-    Ok(Report { device, head_dim, prefill_kernel: None, peaks, rows })
+    Ok(Report { device, head_dim, prefill_kernel: None, isa: Some(isa.name()), peaks, rows })
+}
+
+fn instruction_set(choice: IsaChoice) -> Result<Isa, Failure> {
+    let wanted = match choice {
+        IsaChoice::Auto => return Ok(Isa::detect()),
+        IsaChoice::Portable => Isa::Portable,
+        IsaChoice::Avx2 => Isa::Avx2,
+        IsaChoice::Avx512 => Isa::Avx512,
+    };
+    let there = Isa::available();
+    if there.contains(&wanted) {
+        return Ok(wanted);
+    }
+    let names: Vec<_> = there.into_iter().map(Isa::name).collect();
+    Err(Failure::usage(format!("this CPU lacks {}: it has {}", wanted.name(), names.join(", ")))
+        .hint("drop --isa"))
 }
 
 impl Report {
@@ -172,6 +194,9 @@ impl Report {
         let mut text = format!("{}: attention kernels, heads of {}\n", self.device, self.head_dim);
         if let Some(kernel) = self.prefill_kernel {
             text += &format!("  prefill by {kernel}\n");
+        }
+        if let Some(isa) = self.isa {
+            text += &format!("  compiled for {isa}\n");
         }
         text += &match self.peaks {
             Peaks::Cpu { fma_tflops, read_gb_s } => format!(

@@ -108,7 +108,7 @@ impl Measured {
         let alone = cpu::pool(Some(1))?;
         let isa = Isa::detect();
         let mut field = pool.install(|| cpu::field(u64::MAX))?;
-        let attention = SHAPES.map(|shape| pool.install(|| Attention::measure(&field, shape)));
+        let attention = SHAPES.map(|shape| pool.install(|| Attention::measure(isa, &field, shape)));
         let gemm = pool.install(|| field.gemm_flops(isa, 512, 4096, 4096));
         let highest = |of: fn(&Attention) -> f64| attention.iter().map(of).fold(0.0, f64::max);
         Ok(Self {
