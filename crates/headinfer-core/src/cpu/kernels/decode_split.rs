@@ -2,8 +2,8 @@
 //!
 //! bf16 rows are read in place as even and odd elements, one operation a vector; queries and accumulators are kept in
 //! that order. Per split first all of K, then all of V; what comes next is asked for line by line meanwhile, a whole
-//! half of a split ahead. A packed split is unpacked to memory of the thread, which stays in its second cache; the next
-//! one is asked for meanwhile, a quarter of it during each half's unpacking, the scores and the sums.
+//! half of a split ahead. A coded split is decoded to memory of the thread, which stays in its second cache; the next
+//! one is asked for meanwhile, a quarter of it during each half's decoding, the scores and the sums.
 //!
 //! f32 FMA rather than `vdpbf16ps`: as exact, a query would take three bf16 parts, so three instructions at one a cycle
 //! for a vector of pairs, against two FMA at two a cycle and, shared by all rows, two operations to convert.
@@ -12,7 +12,7 @@ use std::cell::Cell;
 
 use super::attention::{Geometry, HEAD_DIM_MAX, aligned_parts};
 use super::decode::Keys;
-use super::packed::{PackedRows, half_bytes};
+use super::quantised::{Half, Quantised};
 use super::simd::{Kernel, Simd};
 
 /// Keys of a split, at most.
@@ -56,6 +56,17 @@ impl<'a> Run<'a> {
         match self.keys {
             Keys::Plain(rows) => bytemuck::cast_slice(&rows.k[cut.from * d..]),
             Keys::Packed(packed) => packed.from(cut.from / SPLIT_MAX, d),
+            Keys::Quantised(rows) => rows.from(cut.from / SPLIT_MAX, d),
+        }
+    }
+
+    /// A quarter of a coded unit is about as many times smaller than half a plain one, as a power of two.
+    fn shift(&self) -> u32 {
+        match self.keys {
+            Keys::Plain(_) => 0,
+            Keys::Packed(_) => 1,
+            Keys::Quantised(rows) if rows.format == Quantised::Int8 => 2,
+            Keys::Quantised(_) => 3,
         }
     }
 
@@ -71,8 +82,8 @@ impl<'a> Run<'a> {
 }
 
 thread_local! {
-    /// K and V of a split, unpacked; kept, as the system takes its time to hand out so much zeroed memory.
-    static UNPACKED: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
+    /// K and V of a split, decoded; kept, as the system takes its time to hand out so much zeroed memory.
+    static DECODED: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
 }
 
 impl Kernel for Run<'_> {
@@ -89,9 +100,9 @@ impl Kernel for Run<'_> {
         let half = if width == d { 0 } else { SPLIT_MAX * width };
         let mut padded = vec![0; 2 * half];
         let (padded_k, padded_v) = padded.split_at_mut(half);
-        let mut unpacked = UNPACKED.take();
-        if matches!(self.keys, Keys::Packed(_)) {
-            unpacked.resize(2 * SPLIT_MAX * HEAD_DIM_MAX, 0);
+        let mut decoded = DECODED.take();
+        if self.keys.half_bytes(d).is_some() {
+            decoded.resize(2 * SPLIT_MAX * HEAD_DIM_MAX, 0);
         }
         let partials = std::mem::take(&mut self.partials);
         for (i, partial) in partials.chunks_mut(rows * (d + 2)).enumerate() {
@@ -99,11 +110,11 @@ impl Kernel for Run<'_> {
             let next = self.cuts.get(i + 1).map_or(self.next, |cut| self.bytes_from(cut));
             let (k, v) = match self.keys {
                 Keys::Plain(kv) => (&kv.k[cut.from * d..cut.to * d], &kv.v[cut.from * d..cut.to * d]),
-                Keys::Packed(packed) => {
-                    let (k, v) = unpacked.split_at_mut(SPLIT_MAX * HEAD_DIM_MAX);
+                coded => {
+                    let (k, v) = decoded.split_at_mut(SPLIT_MAX * HEAD_DIM_MAX);
                     let (k, v) = (&mut k[..SPLIT_MAX * d], &mut v[..SPLIT_MAX * d]);
                     if self.sees(cut) {
-                        unpack::<S>(&packed, cut, d, (&mut *k, &mut *v), next);
+                        decode::<S>(&coded, cut, d, (&mut *k, &mut *v), next);
                     }
                     (&*k, &*v)
                 }
@@ -113,38 +124,40 @@ impl Kernel for Run<'_> {
                 true => (k, v),
                 false => (pad(k, d, padded_k, width), pad(v, d, padded_v, width)),
             };
-            let ahead = match (self.keys, ends) {
+            let ahead = match (self.keys.half_bytes(d), ends) {
                 // Nothing to ask for but what is there.
-                (Keys::Plain(_), true) => Ahead { scores: v.as_ptr(), sums: k.as_ptr(), halved: 0 },
-                (Keys::Packed(_), true) => Ahead { scores: k.as_ptr(), sums: k.as_ptr(), halved: 1 },
-                (Keys::Plain(_), false) => {
-                    Ahead { scores: v.as_ptr(), sums: next.as_ptr().cast(), halved: 0 }
-                }
-                (Keys::Packed(_), false) => {
-                    let quarter = |i| next.as_ptr().wrapping_add(i * half_bytes(d) / 2).cast();
-                    Ahead { scores: quarter(2), sums: quarter(3), halved: 1 }
+                (None, true) => Ahead { scores: v.as_ptr(), sums: k.as_ptr(), shift: 0 },
+                (Some(_), true) => Ahead { scores: k.as_ptr(), sums: k.as_ptr(), shift: 1 },
+                (None, false) => Ahead { scores: v.as_ptr(), sums: next.as_ptr().cast(), shift: 0 },
+                (Some(half), false) => {
+                    let quarter = |i| next.as_ptr().wrapping_add(i * half / 2).cast();
+                    Ahead { scores: quarter(2), sums: quarter(3), shift: self.shift() }
                 }
             };
             let split = Split { k, v, width, ahead, start: self.keys.start() + cut.from as u64 };
             split.attend_all::<S>(self.geo, q, partial, rows);
         }
-        UNPACKED.set(unpacked);
+        DECODED.set(decoded);
     }
 }
 
-/// K and V of a unit; meanwhile the first half of the `next` one is asked for.
+/// K and V of a coded unit; meanwhile the first half of the `next` one is asked for.
 #[inline(always)]
-fn unpack<S: Simd>(
-    packed: &PackedRows<'_>,
-    cut: &Cut,
-    d: usize,
-    (k, v): (&mut [u16], &mut [u16]),
-    next: &[u8],
-) {
-    let next = &next[..next.len().min(half_bytes(d))];
+fn decode<S: Simd>(keys: &Keys<'_>, cut: &Cut, d: usize, (k, v): (&mut [u16], &mut [u16]), next: &[u8]) {
+    let next = &next[..next.len().min(keys.half_bytes(d).unwrap_or_default())];
     let (first, second) = next.split_at(next.len() / 2);
-    S::call(packed.unpack(d, (cut.from / SPLIT_MAX, 0), k, first));
-    S::call(packed.unpack(d, (cut.from / SPLIT_MAX, 1), v, second));
+    let unit = cut.from / SPLIT_MAX;
+    match keys {
+        Keys::Plain(_) => {}
+        Keys::Packed(rows) => {
+            S::call(rows.unpack(d, (unit, 0), k, first));
+            S::call(rows.unpack(d, (unit, 1), v, second));
+        }
+        Keys::Quantised(rows) => {
+            S::call(rows.dequantise(d, (unit, Half::Keys), k, first));
+            S::call(rows.dequantise(d, (unit, Half::Values), v, second));
+        }
+    }
 }
 
 /// Queries scaled, by log2(e) too, in the order of use: for each few rows, for each vector of pairs, for each row, even
@@ -200,8 +213,8 @@ struct Ahead {
     scores: *const u16,
     /// While values are summed, as many as V has.
     sums: *const u16,
-    /// 1 for half as many.
-    halved: u32,
+    /// Fewer by this power of two.
+    shift: u32,
 }
 
 impl Split<'_> {
@@ -274,8 +287,8 @@ impl Split<'_> {
             for (n, key) in keys.iter_mut().enumerate() {
                 *key = &self.k[(first + n).min(last) * self.width..][..self.width];
             }
-            let ahead = self.ahead.scores.wrapping_add((first * self.width) >> self.ahead.halved);
-            let sums = dots::<S, R, T>(q, &keys, ahead, self.ahead.halved);
+            let ahead = self.ahead.scores.wrapping_add((first * self.width) >> self.ahead.shift);
+            let sums = dots::<S, R, T>(q, &keys, ahead, self.ahead.shift);
             let mut lanes = [S::splat(0.0); LANES_MAX];
             for n in 0..T {
                 for r in 0..R {
@@ -325,11 +338,11 @@ impl Split<'_> {
         let step = 2 * W * S::LANES;
         let mut even = [[S::splat(0.0); W]; R];
         let mut odd = [[S::splat(0.0); W]; R];
-        let halved = self.ahead.halved;
-        let next = self.ahead.sums.wrapping_add((2 * at * (self.v.len() / self.width)) >> halved);
+        let shift = self.ahead.shift;
+        let next = self.ahead.sums.wrapping_add((2 * at * (self.v.len() / self.width)) >> shift);
         for (j, v) in self.v.chunks_exact(self.width).enumerate().take(SPLIT_MAX) {
             let v = &v[2 * at..][..step];
-            ask::<S>(next.wrapping_add((j * step) >> halved), step >> halved);
+            ask::<S>(next.wrapping_add((j * step) >> shift), step >> shift);
             for c in 0..W {
                 let (v_even, v_odd) = S::load_bf16(&v[2 * c * S::LANES..]);
                 for r in 0..R {
@@ -350,17 +363,17 @@ impl Split<'_> {
     }
 }
 
-/// q · k for each of some rows and keys, lane by lane. Asks for as much from `ahead` on as it reads, or `halved`.
+/// q · k for each of some rows and keys, lane by lane. Asks for as much from `ahead` on as it reads, less by `shift`.
 #[inline(always)]
 fn dots<S: Simd, const R: usize, const T: usize>(
     q: &[f32],
     keys: &[&[u16]; T],
     ahead: *const u16,
-    halved: u32,
+    shift: u32,
 ) -> [[S::V; R]; T] {
     let mut sums = [[S::splat(0.0); R]; T];
     for (i, q) in q.chunks_exact(2 * S::LANES * R).enumerate() {
-        let few = (T * 2 * S::LANES) >> halved;
+        let few = (T * 2 * S::LANES) >> shift;
         ask::<S>(ahead.wrapping_add(i * few), few);
         if R == 1 {
             // One key's pairs at a time: those of all would fill the register file.

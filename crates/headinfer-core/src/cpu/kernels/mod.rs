@@ -14,6 +14,7 @@ mod linear_panels;
 pub mod packed;
 mod prefill;
 mod prefill_strip;
+pub mod quantised;
 mod share;
 mod simd;
 
@@ -23,6 +24,7 @@ pub use elementwise::{embed, rms_norm, swiglu};
 pub use linear::{Product, WeightMatrix, linear};
 pub use packed::PackedRows;
 pub use prefill::attend_prefill;
+pub use quantised::QuantisedRows;
 
 /// Instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,3 +74,5 @@ impl Isa {
 mod attention_tests;
 #[cfg(test)]
 mod packed_tests;
+#[cfg(test)]
+mod quantised_tests;
