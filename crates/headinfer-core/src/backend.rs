@@ -38,19 +38,22 @@ pub trait Backend: Send {
     }
 
     /// Copies K and V of the tokens `rows` to `to`, bf16 `[layer][kv_head][K | V][rows, head_dim]`, wherever the plan
-    /// keeps them; waits for the steps so far.
+    /// keeps them; waits for the steps so far. `held` is how many tokens there are, which tells what of a coded store
+    /// is open.
     ///
     /// # Errors
     /// [`BackendError`] when the device failed, or cannot do this.
     ///
     /// # Panics
     /// When the rows exceed the context, or `to` has another size.
-    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
-        let _ = to;
+    fn read_rows(&mut self, rows: Range<usize>, held: usize, to: &mut [u8]) -> Result<(), BackendError> {
+        let _ = (held, to);
         Err(BackendError(format!("this backend cannot give away the KV of tokens {rows:?}")))
     }
 
-    /// The other way: K and V of the tokens `rows` become `from`. Steps after it see them.
+    /// The other way: K and V of the tokens `rows` become `from`, and there are none after them. Steps after it see
+    /// them. All tokens before `rows` must be there; where the store is coded and `rows` start within a unit, this
+    /// must be the open one.
     ///
     /// # Errors
     /// As [`Backend::read_rows`].

@@ -4,6 +4,7 @@
 //! A step of a million tokens costs it milliseconds, so the engine's behaviour at any length can be tested on
 //! any machine.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
 use crate::plan::{Memory, Plan, Schedule, hazard};
 use crate::simulate;
 
-/// Records and checks; all logits are zero.
+/// Records and checks; all logits are zero, and so are all K and V.
 pub struct Trace {
     plan: Arc<Plan>,
     stats: Stats,
@@ -63,6 +64,15 @@ impl Backend for Trace {
 
     fn logits(&mut self) -> Result<&[f32], BackendError> {
         Ok(&self.logits[..self.rows * self.plan.spec.vocab])
+    }
+
+    fn read_rows(&mut self, _rows: Range<usize>, _held: usize, to: &mut [u8]) -> Result<(), BackendError> {
+        to.fill(0);
+        Ok(())
+    }
+
+    fn write_rows(&mut self, _rows: Range<usize>, _from: &[u8]) -> Result<(), BackendError> {
+        Ok(())
     }
 
     fn stats(&self) -> Stats {

@@ -31,9 +31,12 @@ impl Watch {
     pub(crate) fn begin(&self, lane: Lane, op: &Op, layout: &Layout, kv_heads: usize) {
         let (layer, heads) = match *op {
             Op::Fetch { layer, heads, .. }
+            | Op::Unpack { layer, heads, .. }
             | Op::Attend { layer, heads, .. }
             | Op::AttendHost { layer, heads } => (layer, heads),
-            Op::Evict { layer } => (layer, Heads { start: layout.resident(layer).end, end: kv_heads }),
+            Op::Pack { layer } | Op::Evict { layer } => {
+                (layer, Heads { start: layout.resident(layer).end, end: kv_heads })
+            }
             _ => return,
         };
         // A shape beyond these is drawn by nobody.

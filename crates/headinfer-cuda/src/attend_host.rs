@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use headinfer_core::cpu::kernels::{Isa, StateMut};
-use headinfer_core::cpu::{HostRanges, attend_host};
+use headinfer_core::cpu::{HostKeys, HostRanges, attend_host};
 use headinfer_core::plan::{Op, Operands, Plan, Role, Span, Step};
 
 use crate::arena::Memories;
@@ -26,7 +26,7 @@ fn run(plan: &Plan, memories: &Memories, step: &Step, layer: usize, operands: &O
     let rows = |span: Span| -> &[u16] { memories.host(span) };
     let ranges = HostRanges {
         queries: spans(Role::HostQuery).map(|span| -> &[f32] { memories.host(span) }).collect(),
-        past: spans(Role::Key).map(rows).zip(spans(Role::Value).map(rows)).collect(),
+        keys: HostKeys::Plain(spans(Role::Key).map(rows).zip(spans(Role::Value).map(rows)).collect()),
         state: StateMut {
             max: memories.host(first(Role::StateMax)),
             sum: memories.host(first(Role::StateSum)),

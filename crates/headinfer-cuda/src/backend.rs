@@ -127,7 +127,8 @@ impl Cuda {
         let inv_freq = plan.spec.rope.inv_freq(plan.spec.head_dim);
         let host = Handover::open(&plan, &memories, options.host_threads)?;
         let stats = Stats { host_bytes: memories.host.bytes(), ..Stats::default() };
-        let mut executor = Executor { plan, memories, kernels, gemm, inv_freq };
+        let mut executor =
+            Executor { plan, memories, kernels, gemm, inv_freq, early: context.info.starts_early() };
         executor.warm(lanes[0].raw())?;
         lanes[0].synchronize()?;
         let mut this = Self {
@@ -321,7 +322,7 @@ impl Cuda {
         if let Some(seed) = &mut self.delays {
             self.executor.kernels.delay(stream, next_random(seed) % DELAY_NS_MAX)?;
         }
-        self.executor.execute(&schedule.step, &command.op, stream)?;
+        self.executor.execute(&schedule.step, &command.op, stream, command.waits.is_empty())?;
         let lane = self.lane(command.lane);
         match command.signals {
             _ if self.keep_timeline => lane.record(self.stamps.get(2 * index + 1)),
@@ -478,7 +479,7 @@ impl Backend for Cuda {
         })
     }
 
-    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
+    fn read_rows(&mut self, rows: Range<usize>, _held: usize, to: &mut [u8]) -> Result<(), BackendError> {
         let plan = self.executor.plan.clone();
         self.guard(|this| {
             this.ready(rows.end)?;
@@ -544,6 +545,9 @@ pub(crate) fn check(plan: &Plan) -> Result<(), OpenError> {
     let refuse = |text: String| Err(OpenError::Plan(text));
     if k.device != DeviceKind::Cuda {
         return refuse("the plan was made for the CPU".into());
+    }
+    if plan.coded() {
+        return refuse(format!("--kv-dtype {} does not work on CUDA: use --kv-dtype bf16", k.kv.name()));
     }
     if k.heads_per_group > HEADS_MAX {
         return refuse(format!("--heads-per-group must be at most {HEADS_MAX}, not {}", k.heads_per_group));

@@ -77,6 +77,7 @@ pub(crate) fn request_anywhere(
                 HostHeads::Auto => None,
             },
             balance_host: engine.host_heads == HostHeads::Auto,
+            kv: engine.kv_dtype.into(),
             ..Overrides::default()
         },
         machine,

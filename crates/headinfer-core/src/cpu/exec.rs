@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::coded;
 use super::heads::{HeadNorm, Projected};
-use super::host::{HostRanges, attend_host};
+use super::host::{HostKeys, HostRanges, attend_host};
 use super::kernels::{self, Geometry, HeadTask, Isa, KvRows, Product, StateMut, WeightMatrix};
 use super::pieces::{Piece, pieces};
 use super::{CpuOptions, OpenError};
+use crate::backend::BackendError;
 use crate::memory::{Grant, Memories};
 use crate::model::spec::{LayerTensor, TensorId};
 use crate::model::synthetic::{Half, SyntheticKv};
@@ -50,6 +52,7 @@ impl Executor {
             .map_err(|_| OpenError::Threads(options.threads))?;
         let isa = options.isa.unwrap_or_else(Isa::detect);
         let executor = Self { plan, memories, weights, pool, isa };
+        executor.clear_pack_fault();
         executor.copy_resident_weights()?;
         Ok(executor)
     }
@@ -69,7 +72,12 @@ impl Executor {
             }
             Op::Norm { layer, kind } => self.pool.install(|| run.norm(layer, kind)),
             Op::Project { layer } => self.pool.install(|| run.project(layer)),
-            Op::Evict { .. } | Op::Fetch { .. } => run.copy(),
+            Op::Pack { layer } => self.pool.install(|| self.pack(step, layer, &grant)),
+            Op::Evict { .. } | Op::Fetch { .. } => coded::copy(
+                &grant,
+                [(Role::Key, Role::KeyTo), (Role::Value, Role::ValueTo), (Role::Units, Role::UnitsTo)],
+            ),
+            Op::Unpack { .. } => self.pool.install(|| self.unpack(&grant)),
             Op::Attend { layer, heads, part, first, last } => {
                 self.pool.install(|| run.attend(layer, heads, part, first, last));
             }
@@ -82,7 +90,10 @@ impl Executor {
     }
 
     /// Writes a synthetic past of `rows` rows where each head's rows are kept.
-    pub(super) fn fill_past(&self, rows: usize, seed: u64) {
+    pub(super) fn fill_past(&self, rows: usize, seed: u64) -> Result<(), BackendError> {
+        if self.plan.coded() {
+            return self.pool.install(|| self.fill_units(rows, seed));
+        }
         let spec = &self.plan.spec;
         for (layer, head) in (0..spec.layers).flat_map(|l| (0..spec.kv_heads).map(move |h| (l, h))) {
             let grant = self.memories.grant(self.plan.past_operands(layer, head, rows));
@@ -96,28 +107,38 @@ impl Executor {
                 }
             }
         }
+        Ok(())
     }
 
-    /// K and V of `rows` from where the plan keeps them to their canonical form.
-    pub(super) fn read_rows(&self, rows: Range<usize>, to: &mut [u8]) {
-        let pieces = self.plan.rows_into(rows, to);
+    /// K and V of `rows` of the `held` ones from where the plan keeps them to their canonical form.
+    pub(super) fn read_rows(&self, rows: Range<usize>, held: usize, to: &mut [u8]) {
         self.pool.install(|| {
-            pieces.into_par_iter().for_each(|(span, to)| {
+            self.plan.rows_into(rows.clone(), to).into_par_iter().for_each(|(span, to)| {
                 let grant = self.memories.grant(one_span(Access::Read, span));
                 to.copy_from_slice(grant.read(Role::Key, 0));
             });
+            if self.plan.coded() && !rows.is_empty() {
+                self.read_units(&rows, held, to);
+            }
         });
     }
 
     /// K and V of `rows` from their canonical form to where the plan keeps them.
-    pub(super) fn write_rows(&self, rows: Range<usize>, from: &[u8]) {
-        let pieces = self.plan.rows_from(rows, from);
+    ///
+    /// # Errors
+    /// When they cannot be coded.
+    pub(super) fn write_rows(&self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
+        let pieces = self.plan.rows_from(rows.clone(), from);
         self.pool.install(|| {
             pieces.into_par_iter().for_each(|(span, from)| {
                 let grant = self.memories.grant(one_span(Access::Write, span));
                 grant.write(Role::Key, 0).copy_from_slice(from);
             });
-        });
+            match self.plan.coded() && !rows.is_empty() {
+                true => self.write_units(&rows, from),
+                false => Ok(()),
+            }
+        })
     }
 
     fn copy_resident_weights(&self) -> Result<(), OpenError> {
@@ -232,14 +253,7 @@ impl Run<'_> {
             projected.keys(k, norm(T::KNorm), self.g.write(Role::Key, head));
             projected.values(k + spec.kv_dim(), self.g.write(Role::Value, head));
         }
-    }
-
-    fn copy(&self) {
-        for (from, to) in [(Role::Key, Role::KeyTo), (Role::Value, Role::ValueTo)] {
-            for k in 0..self.g.count(from) {
-                self.g.write::<u8>(to, k).copy_from_slice(self.g.read::<u8>(from, k));
-            }
-        }
+        coded::copy(self.g, [(Role::OpenKey, Role::KeyTo), (Role::OpenValue, Role::ValueTo)]);
     }
 
     fn attend(&self, layer: usize, heads: Heads, part: Part, first: bool, last: bool) {
@@ -290,11 +304,16 @@ impl Run<'_> {
             sum: self.g.write(Role::StateSum, 0),
             acc: self.g.write(Role::StateAcc, 0),
         };
-        let past =
+        let plain =
             (0..self.g.count(Role::Key)).map(|k| (self.g.read(Role::Key, k), self.g.read(Role::Value, k)));
+        let all = |role| (0..self.g.count(role)).map(|k| self.g.read(role, k)).collect();
+        let keys = match self.x.plan.coded() {
+            true => HostKeys::Packed { units: all(Role::Units), planes: all(Role::Planes) },
+            false => HostKeys::Plain(plain.collect()),
+        };
         let ranges = HostRanges {
             queries: (0..heads.len()).map(|h| self.g.read(Role::HostQuery, h)).collect(),
-            past: past.collect(),
+            keys,
             state,
             scratch: self.g.write(Role::Partials, 0),
         };

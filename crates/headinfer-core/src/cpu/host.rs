@@ -2,7 +2,7 @@
 //! backend. Must not know whose memory it is.
 
 use super::kernels::{
-    Geometry, Isa, Keys, KvRows, PiecedTask, Sees, StateMut, attend_decode_pieces, state_init,
+    Geometry, Isa, Keys, KvRows, PackedRows, PiecedTask, Sees, StateMut, attend_decode_pieces, state_init,
 };
 use crate::plan::{Plan, SPLIT, Step};
 
@@ -10,12 +10,25 @@ use crate::plan::{Plan, SPLIT, Step};
 pub struct HostRanges<'a> {
     /// Rotated queries of each head, `[rows * group, head_dim]`.
     pub queries: Vec<&'a [f32]>,
-    /// K and V, bf16 bits `[rows, head_dim]` each, in the operands' order: per visible tile, per head, per piece.
-    pub past: Vec<(&'a [u16], &'a [u16])>,
+    /// K and V of the past.
+    pub keys: HostKeys<'a>,
     /// Of all heads, `[heads * rows * group]`; overwritten. Scores are powers of two, as in [`StateMut`].
     pub state: StateMut<'a>,
     /// Partial states.
     pub scratch: &'a mut [f32],
+}
+
+/// K and V of heads that lie on the host, in the operands' order.
+pub enum HostKeys<'a> {
+    /// Per visible tile, per head, per piece of the store: bf16 bits `[rows, head_dim]` each.
+    Plain(Vec<(&'a [u16], &'a [u16])>),
+    /// Whole units.
+    Packed {
+        /// Likewise: `[unit][K half | V half]`.
+        units: Vec<&'a [u8]>,
+        /// Per visible tile, per piece of the store: `[unit][plane]`.
+        planes: Vec<&'a [u8]>,
+    },
 }
 
 /// Attends the rows of `step` to the past of the heads of `ranges`, and to own rows in the split that it ends in, on the
@@ -24,9 +37,14 @@ pub struct HostRanges<'a> {
 /// # Panics
 /// When `ranges` are not those of the op's operands.
 pub fn attend_host(isa: Isa, plan: &Plan, step: &Step, layer: usize, ranges: HostRanges<'_>) {
-    let (spec, HostRanges { queries, past, mut state, scratch }) = (&plan.spec, ranges);
+    let (spec, HostRanges { queries, keys, mut state, scratch }) = (&plan.spec, ranges);
     state_init(&mut state);
-    let pieces = pieces(plan, step, layer, queries.len(), past);
+    let pieces = match keys {
+        HostKeys::Plain(past) => pieces(plan, step, layer, queries.len(), past),
+        HostKeys::Packed { units, planes } => {
+            packed_pieces(plan, step, layer, queries.len(), (units, planes))
+        }
+    };
     let (d, rows) = (spec.head_dim, step.rows * spec.group());
     let states =
         state.max.chunks_mut(rows).zip(state.sum.chunks_mut(rows)).zip(state.acc.chunks_mut(rows * d));
@@ -66,6 +84,31 @@ fn pieces<'a>(
                 let (k, v) = past.next().expect("the op declares all rows of its tiles");
                 head.push(Keys::Plain(KvRows { k, v, start: start as u64 }));
                 start += k.len() / plan.spec.head_dim;
+            }
+        }
+    }
+    pieces
+}
+
+/// As `pieces`, of whole units.
+fn packed_pieces<'a>(
+    plan: &Plan,
+    step: &Step,
+    layer: usize,
+    heads: usize,
+    (units, planes): (Vec<&'a [u8]>, Vec<&'a [u8]>),
+) -> Vec<Vec<Keys<'a>>> {
+    let mut pieces = vec![Vec::new(); heads];
+    let (mut units, mut planes) = (units.into_iter(), planes.into_iter());
+    let size = plan.layout().piece_rows();
+    for tile in plan.visible_tiles(step, layer) {
+        let rows = plan.host_rows(step, tile);
+        let starts = || rows.clone().step_by(size);
+        let planes: Vec<_> = planes.by_ref().take(starts().len()).collect();
+        for head in &mut pieces {
+            for (start, planes) in starts().zip(&planes) {
+                let units = units.next().expect("the op declares all units of its tiles");
+                head.push(Keys::Packed(PackedRows { units, planes, start: start as u64 }));
             }
         }
     }

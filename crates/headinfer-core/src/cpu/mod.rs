@@ -1,6 +1,7 @@
 //! The CPU backend: an arena plays the device, threads play its lanes, and nothing else is pretended. Tiles are
 //! really fetched, new rows really evicted, so the whole method is exercised with no GPU.
 
+mod coded;
 mod exec;
 mod heads;
 mod host;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use host::{HostRanges, attend_host};
+pub use host::{HostKeys, HostRanges, attend_host};
 pub use lanes::LaneOrder;
 
 use crate::backend::{Backend, BackendError, Stats, Timed, copy_overlap};
@@ -109,7 +110,7 @@ impl Cpu {
     /// injecting faults between steps, to see what a head is worth.
     ///
     /// # Panics
-    /// When the plan keeps no such tile on the host.
+    /// When the plan keeps no such tile on the host, or keeps it coded.
     pub fn change_tile(
         &mut self,
         layer: usize,
@@ -127,6 +128,7 @@ impl Backend for Cpu {
     fn submit(&mut self, schedule: &Schedule, ids: &[u32]) -> Result<(), BackendError> {
         let plan = &self.executor.plan;
         assert_eq!(ids.len(), schedule.step.rows, "one id per row");
+        self.executor.check_pack_fault()?;
         self.executor.put_ids(ids);
         let timed = lanes::run(schedule, self.order, &|command| {
             self.watch.begin(command.lane, &command.op, plan.layout(), plan.spec.kv_heads);
@@ -146,7 +148,7 @@ impl Backend for Cpu {
         if self.keep_timeline {
             self.timeline = timed;
         }
-        Ok(())
+        self.executor.check_pack_fault()
     }
 
     fn logits(&mut self) -> Result<&[f32], BackendError> {
@@ -159,18 +161,16 @@ impl Backend for Cpu {
     }
 
     fn fill_past(&mut self, rows: usize, seed: u64) -> Result<(), BackendError> {
-        self.executor.fill_past(rows, seed);
-        Ok(())
+        self.executor.fill_past(rows, seed)
     }
 
-    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
-        self.executor.read_rows(rows, to);
+    fn read_rows(&mut self, rows: Range<usize>, held: usize, to: &mut [u8]) -> Result<(), BackendError> {
+        self.executor.read_rows(rows, held, to);
         Ok(())
     }
 
     fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {
-        self.executor.write_rows(rows, from);
-        Ok(())
+        self.executor.write_rows(rows, from)
     }
 
     /// The matrix products of a library choose their blocks by the processor's caches, so its model is part of it.

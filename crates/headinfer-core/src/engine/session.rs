@@ -83,12 +83,14 @@ pub struct Session {
     backend: Box<dyn Backend>,
     tokens: Vec<u32>,
     clean: usize,
+    /// Tokens that the backend has; a rewind makes them fewer when something is asked of it.
+    held: usize,
 }
 
 impl Session {
     /// An empty sequence on a backend opened for `plan`.
     pub fn new(plan: Arc<Plan>, backend: Box<dyn Backend>) -> Self {
-        Self { plan, backend, tokens: Vec::new(), clean: 0 }
+        Self { plan, backend, tokens: Vec::new(), clean: 0, held: 0 }
     }
 
     /// The plan it runs under.
@@ -135,7 +137,8 @@ impl Session {
     /// When there are no such tokens, or `to` has another size.
     pub fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), EngineError> {
         assert!(rows.end <= self.tokens.len(), "rows {rows:?} of {} tokens", self.tokens.len());
-        Ok(self.backend.read_rows(rows, to)?)
+        self.settle()?;
+        Ok(self.backend.read_rows(rows, self.held, to)?)
     }
 
     /// Takes in `ids` by their K and V, `kv` as [`Session::read_rows`] gave them, instead of computing these. All
@@ -150,9 +153,10 @@ impl Session {
         self.check(ids)?;
         let (past, chunk) = (self.tokens.len(), self.plan.knobs().chunk);
         assert!(self.clean == past && ids.len().is_multiple_of(chunk), "only whole chunks are taken over");
+        self.settle()?;
         self.backend.write_rows(past..past + ids.len(), kv)?;
         self.tokens.extend_from_slice(ids);
-        self.clean = self.tokens.len();
+        (self.clean, self.held) = (self.tokens.len(), self.tokens.len());
         Ok(())
     }
 
@@ -167,7 +171,7 @@ impl Session {
         }
         self.backend.fill_past(past, seed)?;
         self.tokens = vec![0; past];
-        self.clean = 0;
+        (self.clean, self.held) = (0, past);
         Ok(())
     }
 
@@ -289,12 +293,27 @@ impl Session {
     }
 
     fn run(&mut self, ids: &[u32], logit_rows: usize) -> Result<(), EngineError> {
+        self.settle()?;
         let step = Step { past: self.tokens.len(), rows: ids.len(), logit_rows };
         self.backend.submit(&self.plan.schedule(step), ids)?;
         self.tokens.extend_from_slice(ids);
+        self.held = self.tokens.len();
         if step.past == self.clean && step.rows == self.plan.knobs().chunk {
             self.clean += step.rows;
         }
+        Ok(())
+    }
+
+    /// Has the backend follow a rewind. Where it went back into a unit that was coded, this becomes the open one again:
+    /// some 30 MB of an 8B model, once in 256 tokens that nothing came of.
+    fn settle(&mut self) -> Result<(), EngineError> {
+        let left = self.tokens.len();
+        if let Some(rows) = self.plan.reopens(self.held, left) {
+            let mut kv = vec![0; rows.len() * self.plan.kv_bytes_per_token() as usize];
+            self.backend.read_rows(rows.clone(), self.held, &mut kv)?;
+            self.backend.write_rows(rows, &kv)?;
+        }
+        self.held = left;
         Ok(())
     }
 

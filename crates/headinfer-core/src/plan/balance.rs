@@ -54,10 +54,14 @@ impl Plan {
     /// (layer, KV head) pairs with which CPU and link take equally long for a step, of those that live on the host.
     pub(super) fn balanced_host_heads(&self, step: &Step) -> usize {
         let (spec, machine) = (&self.spec, &self.request.machine);
-        let row = (4 * spec.head_dim) as f64;
+        let row = (4 * spec.head_dim) as f64 / self.knobs().kv.ratio(spec.head_dim);
         let on_host = |layer| spec.kv_heads - self.layout.resident(layer).len();
         let heads: usize = (0..spec.layers).map(on_host).sum();
-        let past = |layer| on_host(layer) as f64 * self.visible_past(step, layer) as f64 * row;
+        let stored = |layer| {
+            let past = self.visible_past(step, layer);
+            past - self.open_rows(past)
+        };
+        let past = |layer| on_host(layer) as f64 * stored(layer) as f64 * row;
         let bytes: f64 = (0..spec.layers).map(past).sum();
         if heads == 0 || bytes == 0.0 {
             return 0;
@@ -77,7 +81,7 @@ impl Plan {
     fn rates_together(&self, step: &Step) -> (f64, f64) {
         let machine = &self.request.machine;
         // A byte of K or V is half of an element that each query row multiplies once.
-        let flop_a_byte = (step.rows * self.spec.group()) as f64;
+        let flop_a_byte = (step.rows * self.spec.group()) as f64 * self.knobs().kv.ratio(self.spec.head_dim);
         match machine.together {
             Some(rates) => (rates.link_bytes_s, rates.host_bytes_s.min(rates.host_flops / flop_a_byte)),
             None => (machine.link_bytes_s, BESIDE * machine.host_bytes_s / step.rows as f64),
@@ -91,7 +95,7 @@ mod tests {
     use crate::model::known::known_shape;
     use crate::model::spec::ModelSpec;
     use crate::plan::{
-        DeviceKind, Machine, Overrides, PlacementMode, Request, Together, WeightsMode, hazard,
+        DeviceKind, KvFormat, Machine, Overrides, PlacementMode, Request, Together, WeightsMode, hazard,
     };
     use crate::simulate::timeline;
 
@@ -150,18 +154,29 @@ mod tests {
     #[test]
     fn no_other_share_is_much_faster() {
         // Long enough for what the cost model does not know, the rounds between device and CPU, to be little.
-        for (context, weights) in
-            [(1 << 17, WeightsMode::Auto), (1 << 20, WeightsMode::Auto), (1 << 18, WeightsMode::Stream)]
-        {
+        use KvFormat::{Bf16, Bf16Packed};
+        let (stay, stream) = (WeightsMode::Auto, WeightsMode::Stream);
+        for (context, weights, kv) in [
+            (1 << 17, stay, Bf16),
+            (1 << 20, stay, Bf16),
+            (1 << 18, stream, Bf16),
+            (1 << 17, stay, Bf16Packed),
+            (1 << 20, stay, Bf16Packed),
+        ] {
             let step = step(context - 1, 1);
-            let picked = seconds(&balanced(context, weights), step);
+            let overrides = Overrides { kv, ..Overrides::default() };
+            let balanced = Overrides { balance_host: true, ..overrides.clone() };
+            let picked = seconds(&plan(context, weights, balanced), step);
             let forced = |n| {
-                let overrides = Overrides { host_heads: Some(n), ..Overrides::default() };
+                let overrides = Overrides { host_heads: Some(n), ..overrides.clone() };
                 (seconds(&plan(context, weights, overrides), step), n)
             };
             let all = (0..=256).step_by(8).map(forced);
             let (best, n) = all.fold((f64::INFINITY, 0), |a, b| if b.0 < a.0 { b } else { a });
-            assert!(picked <= 1.03 * best, "{context} {weights:?}: {picked} s, {best} s with {n} heads");
+            assert!(
+                picked <= 1.03 * best,
+                "{context} {weights:?} {kv:?}: {picked} s, {best} s with {n} heads"
+            );
         }
     }
 

@@ -2,8 +2,10 @@
 
 use thiserror::Error;
 
-use super::layout::{BLOCK, DECODE_ROWS, Knobs, Layout, Memory, RegionId, SPLIT, STORE_PIECE, WeightPlace};
+use super::format::KvFormat;
+use super::layout::{BLOCK, DECODE_ROWS, Knobs, Layout, SPLIT, STORE_PIECE, WeightPlace};
 use super::op::Step;
+use super::region::{Memory, RegionId};
 use super::why::why;
 use super::{Machine, Plan};
 use crate::dtype::DType;
@@ -65,6 +67,8 @@ pub struct Overrides {
     pub logit_rows: Option<usize>,
     /// Layers that stay on the device when weights stream.
     pub kept_layers: Option<usize>,
+    /// How the host's store keeps K and V.
+    pub kv: KvFormat,
 }
 
 /// What a plan is asked for.
@@ -148,8 +152,9 @@ impl Plan {
 
     /// Bytes of device memory that hold K and V.
     pub fn device_kv_bytes(&self) -> u64 {
-        let kv = [RegionId::KvNew, RegionId::Ring, RegionId::ResidentKv];
-        kv.iter().map(|id| self.layout().region_bytes(*id)).sum()
+        let plain = [RegionId::KvNew, RegionId::Ring, RegionId::ResidentKv];
+        let coded = [RegionId::PackedNew, RegionId::OpenKv, RegionId::Unpacked];
+        plain.iter().chain(&coded).map(|id| self.layout().region_bytes(*id)).sum()
     }
 
     /// Bytes of host memory the plan allocates, mapped weights and the session store not counted.
@@ -254,6 +259,7 @@ fn knobs(spec: &ModelSpec, request: &Request, weights: WeightPlace, level: u32) 
         mlp_rows: chunk.min(mlp_rows),
         weights,
         activation,
+        kv: o.kv,
     }
 }
 
@@ -292,7 +298,7 @@ fn relievable(spec: &ModelSpec, request: &Request, layout: &Layout, device: u64)
 
 /// Bytes of one head's store on the host.
 fn head_store_bytes(spec: &ModelSpec, layout: &Layout) -> u64 {
-    layout.store_rows() as u64 * 4 * spec.head_dim as u64
+    layout.head_rows_bytes(layout.store_rows(), spec.head_dim)
 }
 
 fn may_keep_heads(request: &Request) -> bool {

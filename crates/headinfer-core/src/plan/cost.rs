@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::Plan;
-use super::layout::RegionId;
+use super::format::UNIT;
 use super::op::{Heads, Lane, Op, Step};
-use super::operands::{Access, Role};
+use super::region::RegionId;
+use super::role::{Access, Operand, Role};
 use crate::model::spec::ModelSpec;
 
 /// Rates of a machine: measured by `doctor`, or stated defaults.
@@ -92,6 +93,9 @@ impl Machine {
     }
 }
 
+/// What the host's store holds of K and V.
+const STORED: [Role; 3] = [Role::Key, Role::Value, Role::Units];
+
 /// Work of a command or a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Cost {
@@ -167,7 +171,13 @@ impl Plan {
                 let range = self.layout().weight_part(block, part);
                 Cost { in_bytes: (range.end - range.start) as f64, ..Cost::default() }
             }
-            Op::Project { .. } => gemm(rows, h * (spec.q_dim() + 2 * spec.kv_dim()) as f64),
+            Op::Project { layer } => {
+                let mut cost = gemm(rows, h * (spec.q_dim() + 2 * spec.kv_dim()) as f64);
+                // Open rows are read and written.
+                let heads = spec.kv_heads - self.layout().resident(layer).len();
+                cost.device_bytes += (2 * heads * self.open_rows(step.past)) as f64 * row_bytes(spec);
+                cost
+            }
             Op::OutProject { .. } => gemm(rows, h * spec.q_dim() as f64),
             Op::Mlp { start, end, .. } => {
                 let mut cost = gemm((end - start) as f64, 3.0 * h * i);
@@ -176,12 +186,11 @@ impl Plan {
                 cost
             }
             Op::Logits { start, end } => gemm(step.logit_rows as f64, h * (end - start) as f64),
-            Op::Evict { .. } => {
-                Cost { out_bytes: self.bytes_of(step, op, &[Role::Key, Role::Value]), ..Cost::default() }
+            Op::Pack { .. } | Op::Unpack { .. } => {
+                Cost { device_bytes: self.bytes_moved(step, op), ..Cost::default() }
             }
-            Op::Fetch { .. } => {
-                Cost { in_bytes: self.bytes_of(step, op, &[Role::Key, Role::Value]), ..Cost::default() }
-            }
+            Op::Evict { .. } => Cost { out_bytes: self.bytes_of(step, op, &STORED), ..Cost::default() },
+            Op::Fetch { .. } => Cost { in_bytes: self.bytes_of(step, op, &STORED), ..Cost::default() },
             Op::Attend { layer, heads, part, .. } => {
                 let mut seen = pairs(spec, step, layer, self.past_rows(step, part));
                 if part.has_own() {
@@ -190,9 +199,7 @@ impl Plan {
                 let kv = [Role::Key, Role::Value, Role::OwnKey, Role::OwnValue];
                 Cost { device_bytes: self.bytes_of(step, op, &kv), ..attention(spec, heads, seen) }
             }
-            Op::AttendHost { .. } => {
-                Cost { host_bytes: self.bytes_of(step, op, &[Role::Key, Role::Value]), ..Cost::default() }
-            }
+            Op::AttendHost { .. } => Cost { host_bytes: self.bytes_of(step, op, &STORED), ..Cost::default() },
         }
     }
 
@@ -201,7 +208,7 @@ impl Plan {
     pub fn step_cost(&self, step: &Step) -> Cost {
         let spec = &self.spec;
         let mut total = Cost::default();
-        let row = (spec.head_dim * 4) as f64;
+        let row = row_bytes(spec);
         for layer in 0..spec.layers {
             total += self.command_cost(step, &Op::Project { layer });
             total += self.command_cost(step, &Op::OutProject { layer });
@@ -214,14 +221,25 @@ impl Plan {
             let own = pairs(spec, step, layer, step.past..step.past + step.rows);
             let seen = pairs(spec, step, layer, 0..step.past);
             total += attention(spec, all, own);
-            total.attention_flop +=
-                attention(spec, all, seen).attention_flop * (1.0 - by_cpu / spec.kv_heads as f64);
-            total.out_bytes += on_host * step.rows as f64 * row;
-            total.in_bytes += (on_host - by_cpu) * past as f64 * row;
-            let own = if past > 0 { step.split_end() - step.past } else { 0 };
-            total.host_bytes += by_cpu * (past + own) as f64 * row;
+            let open = if past > 0 { self.open_rows(step.past) } else { 0 };
+            let open = pairs(spec, step, layer, step.past - open..step.past);
+            let cpu = by_cpu / spec.kv_heads as f64;
+            total.attention_flop += attention(spec, all, seen).attention_flop * (1.0 - cpu);
+            total.attention_flop += attention(spec, all, open).attention_flop * cpu;
             let at_own = on_host * step.rows as f64 + (on_host - by_cpu) * past as f64;
             total.device_bytes += (resident * (step.past + step.rows) as f64 + at_own) * row;
+            total += match self.coded() {
+                true => self.coded_copies(step, layer, (on_host, by_cpu)),
+                false => {
+                    let own = if past > 0 { step.split_end() - step.past } else { 0 };
+                    Cost {
+                        out_bytes: on_host * step.rows as f64 * row,
+                        in_bytes: (on_host - by_cpu) * past as f64 * row,
+                        host_bytes: by_cpu * (past + own) as f64 * row,
+                        ..Cost::default()
+                    }
+                }
+            };
         }
         total += self.command_cost(step, &Op::Embed);
         for block in self.weight_fetches(step) {
@@ -231,6 +249,31 @@ impl Plan {
             total += self.command_cost(step, &Op::Logits { start: 0, end: spec.vocab });
         }
         total
+    }
+
+    /// What a step moves of a layer's KV where the store is coded, the projection's copy of open rows not counted, with
+    /// so many heads on the host, and of these attended to by the CPU.
+    fn coded_copies(&self, step: &Step, layer: usize, (on_host, by_cpu): (f64, f64)) -> Cost {
+        let (row, open) = (row_bytes(&self.spec), self.open_rows(step.past));
+        let unit = (2 * self.knobs().kv.half_bytes(self.spec.head_dim)) as f64;
+        let new = self.new_units(step).len();
+        let left = if new > 0 { (step.past + step.rows) % UNIT } else { step.rows };
+        let packed = new as f64 * (UNIT as f64 * row + unit) + (2 * left) as f64 * row;
+        let past = self.visible_past(step, layer);
+        let units = past / UNIT;
+        // Open rows go behind those of a tile that was fetched.
+        let last = self.visible_tiles(step, layer).last();
+        let behind = last.filter(|tile| !self.stored_rows(step, *tile).is_empty()).map_or(0, |_| open);
+        let unpacked = units as f64 * (UNIT as f64 * row + unit) + (2 * behind) as f64 * row;
+        let seen = if past > 0 { open } else { 0 };
+        let streamed = on_host - by_cpu;
+        Cost {
+            device_bytes: on_host * packed + streamed * unpacked + by_cpu * seen as f64 * row,
+            out_bytes: on_host * new as f64 * unit,
+            in_bytes: streamed * units as f64 * unit,
+            host_bytes: by_cpu * units as f64 * unit,
+            ..Cost::default()
+        }
     }
 
     /// Seconds that no prefill of `tokens` can beat on this plan's machine.
@@ -251,12 +294,24 @@ impl Plan {
         self.step_cost(&Step { past, rows: 1, logit_rows: 1 }).floor_s(&self.request.machine)
     }
 
+    /// Device bytes of K and V that an op reads and writes.
+    fn bytes_moved(&self, step: &Step, op: &Op) -> f64 {
+        let operands = self.operands(step, op);
+        let kv = |o: &&Operand| !matches!(o.role, Role::Planes | Role::PlaneCounts | Role::PackFault);
+        operands.as_slice().iter().filter(kv).map(|o| o.span.bytes as f64).sum()
+    }
+
     fn bytes_of(&self, step: &Step, op: &Op, roles: &[Role]) -> f64 {
         let operands = self.operands(step, op);
         let counted =
             operands.as_slice().iter().filter(|o| roles.contains(&o.role) && o.access == Access::Read);
         counted.map(|o| o.span.bytes as f64).sum()
     }
+}
+
+/// Bytes of K and V of a row of a head, as attention reads them.
+fn row_bytes(spec: &ModelSpec) -> f64 {
+    (spec.head_dim * 4) as f64
 }
 
 fn attention(spec: &ModelSpec, heads: Heads, pairs: f64) -> Cost {

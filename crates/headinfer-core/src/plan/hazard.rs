@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::layout::{Memory, Span};
 use super::op::Lane;
-use super::operands::Access;
+use super::region::{Memory, Span};
+use super::role::Access;
 use super::{Plan, Schedule};
 
 /// What is wrong with a schedule.

@@ -4,56 +4,78 @@
 
 use std::ops::Range;
 
-use super::layout::Span;
-use super::operands::Role;
-use super::{Plan, kv_bytes_per_token};
+use super::layout::Place;
+use super::region::Span;
+use super::role::Role;
+use super::{Plan, UNIT, kv_bytes_per_token};
 
 impl Plan {
-    /// Pairs every piece of the canonical form of `rows` with the place that keeps it, to be filled from there.
+    /// Pairs every piece of the canonical form of `rows` with the place that keeps it, to be filled from there; of a
+    /// coded store only the resident heads' pieces.
     ///
     /// # Panics
     /// When the rows exceed the context, or `to` is not as long as their canonical form.
     pub fn rows_into<'a>(&self, rows: Range<usize>, to: &'a mut [u8]) -> Vec<(Span, &'a mut [u8])> {
-        let spans = self.row_spans(rows, to.len());
-        let mut rest = to;
-        let piece = |span: Span| {
-            let (piece, after) = std::mem::take(&mut rest).split_at_mut(span.bytes as usize);
-            rest = after;
-            (span, piece)
-        };
-        spans.into_iter().map(piece).collect()
+        let half = self.canonical_half(&rows, to.len());
+        let mut pieces = Vec::new();
+        for (index, to) in to.chunks_exact_mut(half.max(1)).enumerate() {
+            let mut rest = to;
+            for span in self.row_spans(&rows, index) {
+                let (piece, after) = rest.split_at_mut(span.bytes as usize);
+                rest = after;
+                pieces.push((span, piece));
+            }
+        }
+        pieces
     }
 
-    /// Pairs every piece of the canonical form of `rows` with the place that is to keep it.
+    /// Pairs every piece of the canonical form of `rows` with the place that is to keep it; of a coded store only the
+    /// resident heads' pieces.
     ///
     /// # Panics
     /// As [`Plan::rows_into`].
     pub fn rows_from<'a>(&self, rows: Range<usize>, from: &'a [u8]) -> Vec<(Span, &'a [u8])> {
-        let spans = self.row_spans(rows, from.len());
-        let mut rest = from;
-        let piece = |span: Span| {
-            let (piece, after) = rest.split_at(span.bytes as usize);
-            rest = after;
-            (span, piece)
-        };
-        spans.into_iter().map(piece).collect()
-    }
-
-    /// Where the canonical form's pieces lie, in its order.
-    fn row_spans(&self, rows: Range<usize>, bytes: usize) -> Vec<Span> {
-        let (n, context) = (rows.len() as u64, self.knobs().context);
-        assert!(rows.end <= context, "{rows:?} exceed the context of {context}");
-        assert_eq!(bytes as u64, n * kv_bytes_per_token(&self.spec), "the canonical form of {rows:?}");
-        let mut spans = Vec::new();
-        for layer in 0..self.spec.layers {
-            for head in 0..self.spec.kv_heads {
-                let kept = self.past_operands(layer, head, rows.end);
-                for role in [Role::Key, Role::Value] {
-                    let pieces = kept.as_slice().iter().filter(|o| o.role == role).map(|o| o.span);
-                    crop(pieces, rows.start as u64 * self.spec.head_dim as u64 * 2, &mut spans);
-                }
+        let half = self.canonical_half(&rows, from.len());
+        let mut pieces = Vec::new();
+        for (index, from) in from.chunks_exact(half.max(1)).enumerate() {
+            let mut rest = from;
+            for span in self.row_spans(&rows, index) {
+                let (piece, after) = rest.split_at(span.bytes as usize);
+                rest = after;
+                pieces.push((span, piece));
             }
         }
+        pieces
+    }
+
+    /// Rows to read and to write anew when only the first `left` of the `held` rows are kept: those of a closed unit
+    /// that becomes the open one. `None` where nothing has to move.
+    pub fn reopens(&self, held: usize, left: usize) -> Option<Range<usize>> {
+        let first = left - self.open_rows(left);
+        (first < left && held / UNIT > left / UNIT).then_some(first..left)
+    }
+
+    /// Bytes of a head's keys, or values, in the canonical form of `rows`, which has so many bytes.
+    fn canonical_half(&self, rows: &Range<usize>, bytes: usize) -> usize {
+        let context = self.knobs().context;
+        assert!(rows.end <= context, "{rows:?} exceed the context of {context}");
+        let all = rows.len() as u64 * kv_bytes_per_token(&self.spec);
+        assert_eq!(bytes as u64, all, "the canonical form of {rows:?}");
+        rows.len() * self.spec.head_dim * 2
+    }
+
+    /// Where the pieces of one half of the canonical form lie; none where they are coded.
+    fn row_spans(&self, rows: &Range<usize>, half: usize) -> Vec<Span> {
+        let (head, layer) = (half / 2 % self.spec.kv_heads, half / 2 / self.spec.kv_heads);
+        let resident = matches!(self.layout.place(layer, head, self.spec.kv_heads), Place::Resident(_));
+        if self.coded() && !resident {
+            return Vec::new();
+        }
+        let role = [Role::Key, Role::Value][half % 2];
+        let kept = self.past_operands(layer, head, rows.end);
+        let pieces = kept.as_slice().iter().filter(|o| o.role == role).map(|o| o.span);
+        let mut spans = Vec::new();
+        crop(pieces, rows.start as u64 * self.spec.head_dim as u64 * 2, &mut spans);
         spans
     }
 }

@@ -3,7 +3,9 @@
 //! The only code that turns shapes into bytes.
 
 use super::choose::DeviceKind;
+use super::format::{KvFormat, UNIT};
 use super::op::{Heads, Lane, WeightBlock};
+use super::region::{Memory, Region, RegionId, Span};
 use crate::dtype::DType;
 use crate::model::spec::{LayerTensor, ModelSpec, TensorId};
 use crate::units::MIB;
@@ -29,107 +31,15 @@ pub const WEIGHT_PARTS: usize = 16;
 const HEAD_BLOCKS: usize = 4;
 /// Rows of a block of the output head are a multiple of this: its columns of the logits stay aligned.
 const HEAD_ROWS: usize = 16;
+/// Of so many halves one may need a plane. The KV of models measured so far needs none: what does has exponents spread
+/// over more than 13 steps in hundreds of values of a head's 256 rows.
+const HALVES_OF_PLANE: usize = 16;
+/// A unit has at least these planes, so that K and V of one odd head fit a small model too.
+const PLANES_MIN: usize = 2;
 /// Bytes from one flag to the next: a cache line, so that whoever watches one is not disturbed by another.
 const FLAG_BYTES: u64 = 64;
 /// Offsets of regions are multiples of this many bytes.
 const ALIGN: u64 = 256;
-
-/// A memory that a plan allocates from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Memory {
-    /// The GPU's, or the arena that plays it.
-    Device,
-    /// The host's.
-    Host,
-}
-
-/// A byte range of one memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Span {
-    /// Which memory.
-    pub memory: Memory,
-    /// From its start.
-    pub offset: u64,
-    /// Length.
-    pub bytes: u64,
-}
-
-impl Span {
-    /// Whether two spans share a byte.
-    pub fn overlaps(&self, other: &Span) -> bool {
-        self.memory == other.memory
-            && self.offset < other.offset + other.bytes
-            && other.offset < self.offset + self.bytes
-    }
-}
-
-/// Names a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RegionId {
-    /// Final norm, embedding, output head, when copied to the device; only the first when weights are streamed.
-    SharedWeights,
-    /// All layers, when resident; slots for a block of weights each, when streamed.
-    LayerWeights,
-    /// Layers that stay, when others are streamed.
-    KeptLayers,
-    /// Token ids of the step, u32 `[chunk]`.
-    Ids,
-    /// cos then sin, f32 `[chunk, head_dim / 2]` each.
-    RopeTable,
-    /// Residual stream, f32 `[chunk, hidden]`.
-    Hidden,
-    /// Normalised rows, activation type `[chunk, hidden]`.
-    Normed,
-    /// Projections before they are taken apart, or one row block of the MLP: the two never live together.
-    Scratch,
-    /// Rotated queries, activation type `[kv_heads][chunk, group, head_dim]`.
-    Query,
-    /// New rows of the heads that live on the host, bf16 `[head][K | V][chunk, head_dim]`.
-    KvNew,
-    /// Carried attention state of one group, f32: max, sum, accumulator.
-    State,
-    /// Partial states of a decode attention in flight, f32.
-    DecodeScratch,
-    /// Attention output, activation type `[chunk, q_heads * head_dim]`.
-    AttnOut,
-    /// Workspace of matrix products on a GPU.
-    GemmWorkspace,
-    /// f32 `[logit_rows, vocab]`.
-    Logits,
-    /// Ring slots, bf16 `[slot][head][K tile | V tile]`.
-    Ring,
-    /// Heads that never leave the device, bf16 `[head][K rows | V rows]`.
-    ResidentKv,
-    /// The KV store, bf16 `[piece][layer][kv_head][K rows | V rows]`: it fills from its start to its end. The last
-    /// of the host's regions.
-    HostKv,
-    /// What a GPU streams of the weights: copies need memory that is pinned. Shared ones, then each layer's that is
-    /// not kept.
-    HostWeights,
-    /// Token ids on their way to a GPU, u32 `[STEPS_IN_FLIGHT][chunk]`.
-    HostIds,
-    /// Logits on their way from a GPU, f32 `[logit_rows, vocab]`.
-    HostLogits,
-    /// Queries of host-attended heads, f32.
-    HostQuery,
-    /// States of host-attended heads, f32.
-    HostState,
-    /// Partial states of a host decode attention in flight, f32.
-    HostScratch,
-    /// By lane, how often it has called on another that waits at a flag: where a GPU and the CPU work on one step.
-    HostFlags,
-}
-
-/// A named range of one memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Region {
-    /// Which.
-    pub id: RegionId,
-    /// For people.
-    pub name: &'static str,
-    /// Where it lies.
-    pub span: Span,
-}
 
 /// Where the weights are read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +95,8 @@ pub struct Knobs {
     pub weights: WeightPlace,
     /// Element type of activations between projections.
     pub activation: DType,
+    /// How the host's store keeps K and V.
+    pub kv: KvFormat,
 }
 
 /// Where one (layer, KV head) lives; the index is dense over its kind.
@@ -497,7 +409,9 @@ impl Layout {
         let any_host = self.host_heads_total(spec) > 0;
         if any_host {
             let most = (0..spec.layers).map(|l| spec.kv_heads - self.resident(l).len()).max().unwrap_or(0);
-            self.add(RegionId::KvNew, "new K/V rows", Device, most as u64 * 2 * rows * d * 2);
+            let new = rows + self.seam_rows() as u64;
+            self.add(RegionId::KvNew, "new K/V rows", Device, most as u64 * 2 * new * d * 2);
+            self.place_units(spec, most);
         }
         self.add(RegionId::State, "attention state", Device, state_rows * (d + 2) * 4);
         let scratch = decode_scratch_floats(spec, k.heads_per_group, k.chunk) * 4;
@@ -522,14 +436,30 @@ impl Layout {
         let resident = self.knobs.resident_heads as u64;
         let rows = self.resident_rows();
         self.add(RegionId::ResidentKv, "resident KV", Memory::Device, resident * 2 * rows * row);
-        let on_host = self.host_heads_total(spec) as u64;
-        if on_host > 0 {
-            let tile = self.knobs.tile as u64 * 2 * row;
+        if self.host_heads_total(spec) > 0 {
+            let tile = self.head_rows_bytes(self.knobs.tile, spec.head_dim);
             let slots = (self.knobs.ring_slots * self.knobs.heads_per_group) as u64;
             self.add(RegionId::Ring, "KV ring", Memory::Device, slots * tile);
-            let store = self.store_rows() as u64 * 2 * row;
-            self.add(RegionId::HostKv, "KV store", Memory::Host, on_host * store);
+            let pieces = (self.store_rows() / self.piece_rows()) as u64;
+            self.add(RegionId::HostKv, "KV store", Memory::Host, pieces * self.piece_bytes(spec));
         }
+    }
+
+    /// What a coded store asks for beside it, with `most` heads of a layer on the host.
+    fn place_units(&mut self, spec: &ModelSpec, most: usize) {
+        use Memory::Device;
+        if !self.coded(spec) {
+            return;
+        }
+        let (k, row) = (self.knobs.clone(), spec.head_dim as u64 * 4);
+        let unit = self.head_rows_bytes(UNIT, spec.head_dim);
+        self.add(RegionId::PackedNew, "new units", Device, (most * k.chunk.div_ceil(UNIT)) as u64 * unit);
+        let open = (self.host_heads_total(spec) * UNIT) as u64 * row;
+        self.add(RegionId::OpenKv, "K/V rows of open units", Device, open);
+        let units = (self.store_rows() / UNIT) as u64;
+        self.add(RegionId::PlaneCounts, "planes taken", Device, units * 4);
+        self.add(RegionId::Unpacked, "unpacked tile", Device, (k.heads_per_group * k.tile) as u64 * row);
+        self.add(RegionId::PackFault, "fault of packing", Memory::Host, 4);
     }
 
     /// Host memory that a GPU's copies start from or end in, besides the KV store.
@@ -549,6 +479,37 @@ impl Layout {
         self.add(RegionId::HostIds, "token ids to copy", Memory::Host, ids);
         let logits = self.knobs.logit_rows as u64 * spec.vocab as u64 * 4;
         self.add(RegionId::HostLogits, "logits copied", Memory::Host, logits);
+    }
+
+    /// Whether the host's store is coded; it is not where there is none.
+    pub fn coded(&self, spec: &ModelSpec) -> bool {
+        self.knobs.kv != KvFormat::Bf16 && self.host_heads_total(spec) > 0
+    }
+
+    /// Rows of [`RegionId::KvNew`] before a step's own.
+    pub(super) fn seam_rows(&self) -> usize {
+        if self.knobs.kv == KvFormat::Bf16 { 0 } else { UNIT }
+    }
+
+    /// Bytes of K and V of some rows of a head in the store: whole units where it is coded.
+    pub(super) fn head_rows_bytes(&self, rows: usize, head_dim: usize) -> u64 {
+        (rows / UNIT * 2 * self.knobs.kv.half_bytes(head_dim)) as u64
+    }
+
+    /// Bytes of a piece of the store: K and V of all heads on the host, then planes.
+    pub(super) fn piece_bytes(&self, spec: &ModelSpec) -> u64 {
+        let heads = self.host_heads_total(spec) as u64;
+        let planes = (self.piece_rows() / UNIT * self.planes(spec)) as u64;
+        heads * self.head_rows_bytes(self.piece_rows(), spec.head_dim)
+            + planes * self.knobs.kv.plane_bytes(spec.head_dim) as u64
+    }
+
+    /// Planes of each unit, for halves of any head of any layer.
+    pub fn planes(&self, spec: &ModelSpec) -> usize {
+        if !self.knobs.kv.has_planes() {
+            return 0;
+        }
+        (2 * self.host_heads_total(spec)).div_ceil(HALVES_OF_PLANE).max(PLANES_MIN)
     }
 
     /// Rows a resident head holds.

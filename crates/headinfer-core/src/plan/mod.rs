@@ -6,14 +6,18 @@
 
 mod balance;
 mod choose;
+mod coded;
 pub mod cost;
+mod format;
 pub mod hazard;
 mod kept;
 mod layout;
 mod op;
 mod operands;
 pub mod paper;
+mod region;
 pub mod report;
+mod role;
 mod schedule;
 mod weave;
 mod weights;
@@ -23,12 +27,14 @@ use std::ops::Range;
 
 pub use choose::{DeviceKind, Overrides, PlacementMode, PlanError, Request, WeightsMode};
 pub use cost::{Cost, Machine, Together};
+pub use format::{KvFormat, UNIT};
 pub use layout::{
-    BLOCK, DECODE_ROWS, GEMM_WORKSPACE, Knobs, Layout, Memory, Place, Region, RegionId, SPLIT,
-    SPLITS_IN_FLIGHT, STEPS_IN_FLIGHT, Span, WEIGHT_PARTS, WeightPlace,
+    BLOCK, DECODE_ROWS, GEMM_WORKSPACE, Knobs, Layout, Place, SPLIT, SPLITS_IN_FLIGHT, STEPS_IN_FLIGHT,
+    WEIGHT_PARTS, WeightPlace,
 };
 pub use op::{Command, Event, Heads, Lane, NormKind, Op, Part, Step, WeightBlock};
-pub use operands::{Access, Operand, Operands, Role};
+pub use region::{Memory, Region, RegionId, Span};
+pub use role::{Access, Operand, Operands, Role};
 pub use schedule::Schedule;
 
 use crate::model::spec::ModelSpec;
@@ -97,14 +103,18 @@ impl Plan {
                 let first = tile * self.knobs().tile;
                 first..first + self.tile_rows(step, tile)
             }
+            Part::Open => step.past - self.open_rows(step.past)..step.past,
             Part::Resident => 0..step.past,
             Part::Own => step.past..step.past,
         }
     }
 
     /// Rows that the CPU attends to with a tile of its heads: those of the past, and with the last tile the own rows that
-    /// belong to the split which the past ends in.
+    /// belong to the split which the past ends in. Of a coded store whole units, as the device has all other rows.
     pub fn host_rows(&self, step: &Step, tile: usize) -> Range<usize> {
+        if self.coded() {
+            return self.stored_rows(step, tile);
+        }
         let first = tile * self.knobs().tile;
         let end = first + self.tile_rows(step, tile);
         first..if end == step.past { step.split_end() } else { end }

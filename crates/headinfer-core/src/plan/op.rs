@@ -71,6 +71,8 @@ pub enum Part {
         /// The step's own rows after them: the state of a group's last tile then never leaves the kernel.
         own: bool,
     },
+    /// Past rows of the open unit, where the store is coded, and the step's own.
+    Open,
     /// Heads that never leave the device: all past rows and the step's own.
     Resident,
     /// The step's own rows, fresh from the projection (causal).
@@ -133,7 +135,13 @@ pub enum Op {
         /// Which layer.
         layer: usize,
     },
-    /// New K and V rows of the heads that live on the host, device to host.
+    /// Units that the step completes, of the heads that live on the host, are coded; rows after them become the open
+    /// unit's. Only where the store is coded.
+    Pack {
+        /// Which layer.
+        layer: usize,
+    },
+    /// New K and V rows of the heads that live on the host, or new units, device to host.
     Evict {
         /// Which layer.
         layer: usize,
@@ -147,6 +155,17 @@ pub enum Op {
         /// Tile index within each head.
         tile: usize,
         /// Ring slot it goes to.
+        slot: usize,
+    },
+    /// A coded tile out of its ring slot, and open rows that belong to it behind it: as attention reads it.
+    Unpack {
+        /// Which layer.
+        layer: usize,
+        /// The group.
+        heads: Heads,
+        /// Tile index within each head.
+        tile: usize,
+        /// Ring slot that holds it.
         slot: usize,
     },
     /// Attention of the step's rows over one part of the KV of a group; carries (max, sum, accumulator).
@@ -207,8 +226,10 @@ impl Op {
             Op::FetchWeights { .. } => "fetch_weights",
             Op::Norm { .. } => "norm",
             Op::Project { .. } => "project",
+            Op::Pack { .. } => "pack",
             Op::Evict { .. } => "evict",
             Op::Fetch { .. } => "fetch",
+            Op::Unpack { .. } => "unpack",
             Op::Attend { .. } => "attend",
             Op::AttendHost { .. } => "attend_host",
             Op::Merge { .. } => "merge",

@@ -6,124 +6,11 @@
 use std::ops::Range;
 
 use super::choose::DeviceKind;
-use super::layout::{DECODE_ROWS, Place, RegionId, STEPS_IN_FLIGHT, Span};
+use super::layout::{DECODE_ROWS, Place, STEPS_IN_FLIGHT};
 use super::op::{Heads, Op, Part, Step};
+use super::region::{RegionId, Span};
+use super::role::{Access, Operands, Role};
 use super::{Layout, Plan};
-
-/// How a range is used. A range that is updated in place is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Only read.
-    Read,
-    /// Written, perhaps read first.
-    Write,
-}
-
-/// What a range is to its op. Where an op has several of a role they come in the order the op states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Token ids.
-    Ids,
-    /// Cosines of the rows.
-    Cos,
-    /// Sines of the rows.
-    Sin,
-    /// Residual stream.
-    Hidden,
-    /// Normalised rows.
-    Normed,
-    /// Projection or MLP scratch.
-    Scratch,
-    /// Queries, per head.
-    Query,
-    /// Queries for the CPU, per head.
-    HostQuery,
-    /// Keys to read or append, per head (fetch and evict: per piece).
-    Key,
-    /// Values, likewise.
-    Value,
-    /// Keys of the step's own rows to attend, per head; past ones are `Key`.
-    OwnKey,
-    /// Values, likewise.
-    OwnValue,
-    /// Where a copy goes: keys.
-    KeyTo,
-    /// Where a copy goes: values.
-    ValueTo,
-    /// Running maxima.
-    StateMax,
-    /// Running sums.
-    StateSum,
-    /// Accumulators.
-    StateAcc,
-    /// A state to merge from: max.
-    FromMax,
-    /// A state to merge from: sum.
-    FromSum,
-    /// A state to merge from: accumulator.
-    FromAcc,
-    /// Partial states in flight.
-    Partials,
-    /// Attention output.
-    AttnOut,
-    /// Logits.
-    Logits,
-    /// A layer's weights, resident or in their slot; or a part of any block on its way into a slot.
-    LayerWeights,
-    /// The embedding: on the device when resident, on the host when a GPU streams weights.
-    Embedding,
-    /// The final norm, when copied to the device.
-    FinalNorm,
-    /// A block of the output head, resident or in its slot.
-    HeadWeights,
-    /// A part of a block of weights on the host, when a GPU streams them.
-    HostWeights,
-    /// A tensor's place, to be filled when a backend opens.
-    Tensor,
-    /// Token ids on the host, on their way to a GPU.
-    HostIds,
-    /// Logits on the host, copied from a GPU.
-    HostLogits,
-    /// Workspace of a GPU's matrix products.
-    Workspace,
-}
-
-/// A byte range and its use by an op.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Operand {
-    /// What it is to the op.
-    pub role: Role,
-    /// How it is used.
-    pub access: Access,
-    /// Where it lies.
-    pub span: Span,
-}
-
-/// All ranges of one op.
-#[derive(Clone, Debug, Default)]
-pub struct Operands(Vec<Operand>);
-
-impl Operands {
-    /// The ranges in the op's order.
-    pub fn as_slice(&self) -> &[Operand] {
-        &self.0
-    }
-
-    /// Adds a range; an empty one is left out.
-    pub fn push(&mut self, role: Role, access: Access, span: Span) {
-        if span.bytes > 0 {
-            self.0.push(Operand { role, access, span });
-        }
-    }
-
-    pub(super) fn read(&mut self, role: Role, span: Span) {
-        self.push(role, Access::Read, span);
-    }
-
-    pub(super) fn write(&mut self, role: Role, span: Span) {
-        self.push(role, Access::Write, span);
-    }
-}
 
 impl Plan {
     /// Where one step's token ids are put before it starts.
@@ -142,6 +29,9 @@ impl Plan {
     }
 
     /// Where rows `[0, rows)` of one head are kept between steps: keys and values in pieces of consecutive rows.
+    ///
+    /// # Panics
+    /// When they are coded: the head lives on the host, in a coded store.
     pub fn past_operands(&self, layer: usize, head: usize, rows: usize) -> Operands {
         let step = Step { past: rows, rows: 0, logit_rows: 0 };
         let at = Addresses { plan: self, layout: &self.layout, step: &step };
@@ -154,15 +44,17 @@ impl Plan {
             piece(at.resident(index, 0, rows as u64));
             return o;
         }
+        assert!(!self.coded(), "layer {layer} head {head} is coded");
         at.stored(layer, head, 0..rows).for_each(piece);
         o
     }
 
     /// One whole tile of a head in the host's store, to be written; `None` when the head is resident or has no
-    /// such tile.
+    /// such tile, or when the store is coded.
     pub fn stored_tile_operands(&self, layer: usize, head: usize, tile: usize) -> Option<Operands> {
         let spec = &self.spec;
-        if layer >= spec.layers
+        if self.coded()
+            || layer >= spec.layers
             || head >= spec.kv_heads
             || tile >= self.layout.store_rows() / self.knobs().tile
         {
@@ -216,8 +108,14 @@ impl Plan {
                 o.write(Role::Normed, at.normed(0, step.rows));
             }
             Op::Project { layer } => at.project(&mut o, layer),
+            Op::Pack { layer } => at.pack(&mut o, layer),
+            Op::Evict { layer } if self.coded() => at.evict_units(&mut o, layer),
             Op::Evict { layer } => at.evict(&mut o, layer),
+            Op::Fetch { layer, heads, tile, slot } if self.coded() => {
+                at.fetch_units(&mut o, layer, heads, tile, slot);
+            }
             Op::Fetch { layer, heads, tile, slot } => at.fetch(&mut o, layer, heads, tile, slot),
+            Op::Unpack { layer, heads, tile, slot } => at.unpack(&mut o, layer, heads, tile, slot),
             Op::Attend { layer, heads, part, last, .. } => at.attend(&mut o, layer, heads, part, last),
             Op::AttendHost { layer, heads } => at.attend_host(&mut o, layer, heads),
             Op::Merge { layer, heads } => {
@@ -329,13 +227,8 @@ impl Addresses<'_> {
         match self.layout.place(layer, head, self.plan.spec.kv_heads) {
             Place::Resident(index) => self.resident(index, self.step.past as u64, self.step.rows as u64),
             Place::Streamed(_) | Place::HostAttend(_) => {
-                let chunk = self.plan.knobs().chunk as u64 * self.d() * 2;
-                let bytes = self.step.rows as u64 * self.d() * 2;
-                let base = (head - self.layout.resident(layer).end) as u64 * 2 * chunk;
-                (
-                    self.layout.span(RegionId::KvNew, base, bytes),
-                    self.layout.span(RegionId::KvNew, base + chunk, bytes),
-                )
+                let open = self.plan.open_rows(self.step.past);
+                self.seam(layer, head, open..open + self.step.rows)
             }
         }
     }
@@ -428,6 +321,9 @@ impl Addresses<'_> {
         for head in self.plan.host_attended(self.step, layer).iter() {
             o.write(Role::HostQuery, self.host_query(layer, head));
         }
+        if self.plan.coded() {
+            self.open_to_seam(o, layer);
+        }
     }
 
     fn evict(&self, o: &mut Operands, layer: usize) {
@@ -489,7 +385,9 @@ impl Addresses<'_> {
     fn past(&self, layer: usize, head: usize, head_in_group: usize, part: Part) -> Option<(Span, Span)> {
         let rows = self.plan.past_rows(self.step, part).len();
         match part {
+            Part::Slot { .. } if self.plan.coded() => Some(self.unpacked(head_in_group, 0..rows)),
             Part::Slot { slot, .. } => Some(self.slot(slot, head_in_group, rows)),
+            Part::Open => Some(self.seam(layer, head, 0..rows)),
             Part::Resident => {
                 let Place::Resident(index) = self.layout.place(layer, head, self.plan.spec.kv_heads) else {
                     panic!("layer {layer} head {head} is not resident");
@@ -504,6 +402,17 @@ impl Addresses<'_> {
         for head in heads.iter() {
             o.read(Role::HostQuery, self.host_query(layer, head));
         }
+        if self.plan.coded() {
+            self.attend_host_units(o, layer, heads);
+        } else {
+            self.attend_host_rows(o, layer, heads);
+        }
+        self.host_state(o, layer, heads, [Role::StateMax, Role::StateSum, Role::StateAcc], Access::Write);
+        let bytes = self.layout.region_bytes(RegionId::HostScratch);
+        o.write(Role::Partials, self.layout.span(RegionId::HostScratch, 0, bytes));
+    }
+
+    fn attend_host_rows(&self, o: &mut Operands, layer: usize, heads: Heads) {
         for tile in self.plan.visible_tiles(self.step, layer) {
             let rows = self.plan.host_rows(self.step, tile);
             for head in heads.iter() {
@@ -513,8 +422,5 @@ impl Addresses<'_> {
                 }
             }
         }
-        self.host_state(o, layer, heads, [Role::StateMax, Role::StateSum, Role::StateAcc], Access::Write);
-        let bytes = self.layout.region_bytes(RegionId::HostScratch);
-        o.write(Role::Partials, self.layout.span(RegionId::HostScratch, 0, bytes));
     }
 }

@@ -5,8 +5,10 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::Plan;
-use super::layout::{Memory, WeightPlace};
+use super::format::KvFormat;
+use super::layout::WeightPlace;
 use super::op::Step;
+use super::region::Memory;
 use crate::units::Bytes;
 
 /// What `headinfer plan --json` prints.
@@ -59,6 +61,10 @@ pub struct KvReport {
     pub bytes_per_token: u64,
     /// Of the whole context.
     pub bytes: u64,
+    /// What they are on the host: `bf16` or `bf16-packed`.
+    pub format: &'static str,
+    /// How many times smaller than bf16 that is.
+    pub ratio: f64,
     /// Tokens per tile.
     pub tile_tokens: usize,
     /// KV heads per launch.
@@ -112,6 +118,8 @@ impl Plan {
             kv: KvReport {
                 bytes_per_token: self.kv_bytes_per_token(),
                 bytes: self.kv_bytes_per_token() * k.context as u64,
+                format: self.format().name(),
+                ratio: self.format().ratio(self.spec.head_dim),
                 tile_tokens: k.tile,
                 heads_per_group: k.heads_per_group,
                 ring_slots: k.ring_slots,
@@ -132,6 +140,11 @@ impl Plan {
             },
             machine: self.request.machine.source.clone(),
         }
+    }
+
+    /// What K and V on the host are.
+    fn format(&self) -> KvFormat {
+        if self.coded() { self.knobs().kv } else { KvFormat::Bf16 }
     }
 
     fn memory(&self, memory: Memory) -> MemoryReport {
@@ -188,6 +201,9 @@ impl PlanReport {
                     "  the rest streams in tiles of {tile} tokens, {group} head(s) a group, {slots} slots"
                 ),
             );
+        }
+        if kv.ratio > 1.0 {
+            line(&mut out, format_args!("  on the host KV {} ({:.2} × smaller)", kv.format, kv.ratio));
         }
         if kv.host_heads > 0 {
             let n = kv.host_heads;

@@ -56,7 +56,7 @@ struct Builder<'a> {
     events: u32,
     fetches: Vec<Fetch>,
     fetched: Vec<Event>,
-    attended: Vec<Event>,
+    freed: Vec<Event>,
     evicted: Option<Event>,
 }
 
@@ -65,7 +65,9 @@ impl<'a> Builder<'a> {
         let mut fetches = Vec::new();
         for layer in 0..plan.spec.layers {
             for heads in plan.groups(streamed(plan, &step, layer)) {
-                fetches.extend(plan.visible_tiles(&step, layer).map(|tile| Fetch { layer, heads, tile }));
+                let tiles = plan.visible_tiles(&step, layer);
+                let tiles = tiles.filter(|tile| !plan.stored_rows(&step, *tile).is_empty());
+                fetches.extend(tiles.map(|tile| Fetch { layer, heads, tile }));
             }
         }
         Self {
@@ -75,32 +77,22 @@ impl<'a> Builder<'a> {
             events: 0,
             fetches,
             fetched: Vec::new(),
-            attended: Vec::new(),
+            freed: Vec::new(),
             evicted: None,
         }
     }
 
     fn layer(&mut self, layer: usize) {
         self.compute(Op::Norm { layer, kind: NormKind::Attention }, &[]);
-        // The buffer of new rows is shared by all layers: the last eviction must have read it.
         let on_host = self.plan.layout.resident(layer).end < self.plan.spec.kv_heads;
-        let evicted = if on_host { self.evicted.take() } else { None };
-        let host = self.plan.host_attended(&self.step, layer);
-        let by_host = !host.is_empty() && !self.plan.visible_tiles(&self.step, layer).is_empty();
-        if on_host {
-            let projected = self.compute_signal(Op::Project { layer }, evicted.as_slice());
-            let evicted = self.signal(Lane::Out, Op::Evict { layer }, &[projected]);
-            self.evicted = Some(evicted);
-            // The split that the past ends in goes on with own rows, which the host must have by then.
-            let own = self.step.split_end() > self.step.past;
-            let ready = if own { evicted } else { projected };
-            let host_done =
-                by_host.then(|| self.signal(Lane::Host, Op::AttendHost { layer, heads: host }, &[ready]));
-            self.attention(layer, host_done);
-        } else {
-            self.compute(Op::Project { layer }, &[]);
-            self.attention(layer, None);
-        }
+        let host_done = match on_host {
+            true => self.project(layer),
+            false => {
+                self.compute(Op::Project { layer }, &[]);
+                None
+            }
+        };
+        self.attention(layer, host_done);
         self.compute(Op::OutProject { layer }, &[]);
         self.compute(Op::Norm { layer, kind: NormKind::Mlp }, &[]);
         let block = self.plan.knobs().mlp_rows;
@@ -108,6 +100,49 @@ impl<'a> Builder<'a> {
             let end = (start + block).min(self.step.rows);
             self.compute(Op::Mlp { layer, start, end }, &[]);
         }
+    }
+
+    /// Projection of a layer with heads on the host, and what follows from it on other lanes. Returns the end of the
+    /// CPU's attention, if there is any.
+    fn project(&mut self, layer: usize) -> Option<Event> {
+        let heads = self.plan.host_attended(&self.step, layer);
+        let by_host = !heads.is_empty() && self.plan.visible_tiles(&self.step, layer).any(|t| self.stored(t));
+        let ready = match self.plan.coded() {
+            true => self.project_and_pack(layer),
+            false => self.project_and_evict(layer),
+        };
+        by_host.then(|| self.signal(Lane::Host, Op::AttendHost { layer, heads }, &[ready]))
+    }
+
+    /// Returns what the CPU waits for.
+    fn project_and_evict(&mut self, layer: usize) -> Event {
+        // The buffer of new rows is shared by all layers: the last eviction must have read it.
+        let evicted = self.evicted.take();
+        let projected = self.compute_signal(Op::Project { layer }, evicted.as_slice());
+        let evicted = self.signal(Lane::Out, Op::Evict { layer }, &[projected]);
+        self.evicted = Some(evicted);
+        // The split that the past ends in goes on with own rows, which the host must have by then.
+        let own = self.step.split_end() > self.step.past;
+        if own { evicted } else { projected }
+    }
+
+    /// As `project_and_evict`, for a coded store: all but whole units stays on the device.
+    fn project_and_pack(&mut self, layer: usize) -> Event {
+        let projected = self.compute_signal(Op::Project { layer }, &[]);
+        if self.plan.new_units(&self.step).is_empty() {
+            self.compute(Op::Pack { layer }, &[]);
+            return projected;
+        }
+        // The buffer of new units is shared by all layers.
+        let evicted = self.evicted.take();
+        let packed = self.compute_signal(Op::Pack { layer }, evicted.as_slice());
+        self.evicted = Some(self.signal(Lane::Out, Op::Evict { layer }, &[packed]));
+        projected
+    }
+
+    /// Whether the host's store has rows of `tile`.
+    fn stored(&self, tile: usize) -> bool {
+        !self.plan.stored_rows(&self.step, tile).is_empty()
     }
 
     fn attention(&mut self, layer: usize, host_done: Option<Event>) {
@@ -124,29 +159,41 @@ impl<'a> Builder<'a> {
                 self.attend_tile(layer, heads, tile, (tile == tiles.start, tile + 1 == tiles.end));
             }
         }
+        // The CPU has no more than the store has.
+        let open = plan.coded() && !plan.visible_tiles(&self.step, layer).is_empty();
+        let part = if open { Part::Open } else { Part::Own };
         let mut wait = host_done;
         for heads in plan.host_groups(&self.step, layer) {
             if host_done.is_some() {
                 self.compute(Op::Merge { layer, heads }, wait.take().as_slice());
             }
             let first = host_done.is_none();
-            self.compute(Op::Attend { layer, heads, part: Part::Own, first, last: true }, &[]);
+            self.compute(Op::Attend { layer, heads, part, first, last: true }, &[]);
         }
     }
 
     /// The last tile takes the step's own rows with it: they are there since the projection.
     fn attend_tile(&mut self, layer: usize, heads: Heads, tile: usize, (first, last): (bool, bool)) {
-        let index = self.attended.len();
+        if !self.stored(tile) {
+            self.compute(Op::Attend { layer, heads, part: Part::Open, first, last }, &[]);
+            return;
+        }
+        let index = self.freed.len();
         let slot = index % self.plan.knobs().ring_slots;
-        let op = Op::Attend { layer, heads, part: Part::Slot { tile, slot, own: last }, first, last };
+        let attend = Op::Attend { layer, heads, part: Part::Slot { tile, slot, own: last }, first, last };
         let fetched = self.fetched[index];
+        let coded = self.plan.coded();
+        let reader = if coded { Op::Unpack { layer, heads, tile, slot } } else { attend.clone() };
         // The slot is free again for the tile that comes `ring_slots` later, if there is one.
         if index + self.plan.knobs().ring_slots < self.fetches.len() {
-            let done = self.compute_signal(op, &[fetched]);
-            self.attended.push(done);
+            let done = self.compute_signal(reader, &[fetched]);
+            self.freed.push(done);
         } else {
-            self.compute(op, &[fetched]);
-            self.attended.push(fetched);
+            self.compute(reader, &[fetched]);
+            self.freed.push(fetched);
+        }
+        if coded {
+            self.compute(attend, &[]);
         }
         self.pump();
     }
@@ -154,10 +201,10 @@ impl<'a> Builder<'a> {
     /// Lets the In lane run ahead: every fetch whose slot's last reader has been scheduled.
     fn pump(&mut self) {
         let slots = self.plan.knobs().ring_slots;
-        while self.fetched.len() < self.fetches.len().min(self.attended.len() + slots) {
+        while self.fetched.len() < self.fetches.len().min(self.freed.len() + slots) {
             let index = self.fetched.len();
             let Fetch { layer, heads, tile } = self.fetches[index];
-            let free = index.checked_sub(slots).map(|last_user| self.attended[last_user]);
+            let free = index.checked_sub(slots).map(|last_user| self.freed[last_user]);
             let op = Op::Fetch { layer, heads, tile, slot: index % slots };
             let event = self.signal(Lane::In, op, free.as_slice());
             self.fetched.push(event);

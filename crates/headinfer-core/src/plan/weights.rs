@@ -3,9 +3,11 @@
 
 use super::Plan;
 use super::choose::DeviceKind;
-use super::layout::{RegionId, Span, WeightPlace};
+use super::layout::WeightPlace;
 use super::op::{Step, WeightBlock};
-use super::operands::{Addresses, Operands, Role};
+use super::operands::Addresses;
+use super::region::{RegionId, Span};
+use super::role::{Operands, Role};
 use crate::model::spec::TensorId;
 
 impl Plan {

@@ -1,8 +1,10 @@
 //! Why a plan is as it is: one sentence per decision, with the numbers it follows from.
 
 use super::choose::{KEPT_OF, WeightsMode};
-use super::layout::{RegionId, WeightPlace};
+use super::format::{KvFormat, UNIT};
+use super::layout::WeightPlace;
 use super::op::Step;
+use super::region::RegionId;
 use super::{DeviceKind, Plan};
 use crate::units::Bytes;
 
@@ -12,6 +14,7 @@ pub(super) fn why(plan: &Plan) -> Vec<String> {
     if plan.knobs().resident_heads < pairs(plan) {
         lines.extend(ring(plan));
         lines.extend(host(plan));
+        lines.extend(coded(plan));
     }
     lines
 }
@@ -94,6 +97,22 @@ fn host(plan: &Plan) -> Option<String> {
             "in decode the CPU attends to {full} of the {on_host} heads on the host at the full context, as long as the \
              link takes for the others"
         ),
+    })
+}
+
+/// What a coded store keeps, and where the rest is.
+fn coded(plan: &Plan) -> Option<String> {
+    let (kv, d) = (plan.knobs().kv, plan.spec.head_dim);
+    plan.coded().then(|| {
+        format!(
+            "K and V on the host are {}, {} instead of {} a head's {UNIT} tokens, and {} planes for halves that do not \
+             shrink so far; tokens after the last {UNIT} wait on the device, {} in all",
+            kv.name(),
+            Bytes(2 * kv.half_bytes(d) as u64),
+            Bytes(2 * KvFormat::Bf16.half_bytes(d) as u64),
+            plan.layout().planes(&plan.spec),
+            Bytes(plan.layout().region_bytes(RegionId::OpenKv)),
+        )
     })
 }
 

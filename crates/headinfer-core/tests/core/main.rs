@@ -6,6 +6,7 @@ mod golden;
 mod guess;
 mod niah;
 mod overlap;
+mod packed;
 mod placement;
 mod plan;
 mod retrieval;

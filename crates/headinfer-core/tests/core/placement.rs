@@ -8,7 +8,9 @@ use headinfer_core::engine::Session;
 use headinfer_core::model::random::random_weights;
 use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::model::weights::Weights;
-use headinfer_core::plan::{DeviceKind, Overrides, Plan, Request, Schedule, Step, WeightsMode, hazard};
+use headinfer_core::plan::{
+    DeviceKind, KvFormat, Overrides, Plan, Request, Schedule, Step, UNIT, WeightsMode, hazard,
+};
 
 use crate::plan::{waits, without};
 use crate::run::{logits, open, relative_error};
@@ -60,12 +62,14 @@ pub(crate) fn random_request(case: &Case, draw: &mut Draw) -> Request {
             resident_heads: Some(resident),
             host_heads: Some(draw.below(all - resident + 1)),
             kept_layers: Some(draw.below(case.spec.layers)),
+            kv: draw.of(&KvFormat::ALL),
             ..Overrides::default()
         },
     );
     if draw.below(4) == 0 {
         // What a budget alone decides.
-        request.overrides = Overrides { chunk: Some(case.chunk), ..Overrides::default() };
+        let kv = request.overrides.kv;
+        request.overrides = Overrides { chunk: Some(case.chunk), kv, ..Overrides::default() };
         let least = (1..).map(|i| i << 16).find(|b| Plan::new(&case.spec, &budget(&request, *b)).is_ok());
         let least = least.expect("some budget fits");
         request = budget(&request, least + (draw.below(1 << 20) as u64));
@@ -81,7 +85,8 @@ fn budget(request: &Request, bytes: u64) -> Request {
     Request { device_budget: bytes, ..request.clone() }
 }
 
-/// Prefill, three single steps, a step of three rows, a rewind and another step: all logits, bit by bit.
+/// Prefill, three single steps, a step of three rows, then rewinds and steps, within units of a coded store, to their
+/// ends, and across: all logits, bit by bit.
 fn walk(session: &mut Session, ids: &[u32]) -> Vec<u32> {
     let mut all = logits(session, ids, 5);
     for id in [3, 1, 4] {
@@ -90,6 +95,13 @@ fn walk(session: &mut Session, ids: &[u32]) -> Vec<u32> {
     all.extend_from_slice(session.step(&[1, 5, 9], 3).unwrap());
     session.rewind(ids.len() - 20);
     all.extend_from_slice(session.step(&[2, 6], 2).unwrap());
+    for (left, rows) in [(2 * UNIT - 7, 13), (2 * UNIT, 1), (2 * UNIT - 5, 4), (UNIT + 9, 30), (UNIT - 1, 16)]
+    {
+        session.rewind(left);
+        let text: Vec<u32> = (0..rows as u32).map(|i| (7 * i + left as u32) % 97).collect();
+        all.extend_from_slice(session.step(&text, rows.min(5)).unwrap());
+        all.extend_from_slice(session.step(&[3], 1).unwrap());
+    }
     assert!(all.iter().all(|x| x.is_finite()), "something read what nothing wrote");
     all.into_iter().map(f32::to_bits).collect()
 }

@@ -9,8 +9,9 @@ use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::plan::hazard::{self, Hazard, Order};
 use headinfer_core::plan::paper::PaperLayout;
 use headinfer_core::plan::{
-    Cost, DECODE_ROWS, DeviceKind, Event, Lane, Machine, Memory, Op, Overrides, Part, Place, PlacementMode,
-    Plan, PlanError, RegionId, Request, Schedule, Step, WEIGHT_PARTS, WeightBlock, WeightPlace, WeightsMode,
+    Cost, DECODE_ROWS, DeviceKind, Event, KvFormat, Lane, Machine, Memory, Op, Overrides, Part, Place,
+    PlacementMode, Plan, PlanError, RegionId, Request, Schedule, Step, WEIGHT_PARTS, WeightBlock,
+    WeightPlace, WeightsMode,
 };
 use headinfer_core::plan::{Heads, Operands, Role, Span};
 use headinfer_core::units::{GIB, MIB};
@@ -40,6 +41,7 @@ pub(crate) fn random_plan(draw: &mut Draw) -> (Plan, Step) {
             resident_heads: Some(resident),
             host_heads: Some(draw.below(all - resident + 1)),
             kept_layers: Some(draw.below(layers)),
+            kv: draw.of(&KvFormat::ALL),
             ..Overrides::default()
         };
         let Ok(plan) = Plan::new(&spec, &request) else { continue };
@@ -64,7 +66,7 @@ fn every_schedule_is_free_of_hazards() {
 fn a_step_touches_no_host_memory_beyond_its_extent() {
     let mut draw = Draw(3);
     let mut tight = 0;
-    for _ in 0..300 {
+    for _ in 0..500 {
         let (plan, step) = random_plan(&mut draw);
         let extent = plan.layout().host_extent(step.past + step.rows);
         let commands = plan.schedule(step).commands;
@@ -72,7 +74,7 @@ fn a_step_touches_no_host_memory_beyond_its_extent() {
         let spans = operands.flat_map(|o| o.as_slice().to_vec()).map(|o| o.span);
         let end = spans.filter(|s| s.memory == Memory::Host).map(|s| s.offset + s.bytes).max().unwrap_or(0);
         assert!(end <= extent, "{end} {extent} {:?} {step:?}", plan.knobs());
-        // The step's own rows are in the last piece of the extent, if any head lives on the host.
+        // The step's own rows are in the last piece of the extent, if any head lives on the host and no unit is open.
         let piece = plan.layout().piece_rows();
         let before = plan.layout().host_extent((step.past + step.rows - 1) / piece * piece);
         tight += usize::from(end > before);
@@ -170,8 +172,8 @@ fn signaller(schedule: &Schedule, event: Event) -> usize {
 #[test]
 fn every_head_attends_each_visible_row_once_and_its_own_with_its_last_tile() {
     let mut draw = Draw(9);
-    let (mut with_tile, mut alone) = (0, 0);
-    for _ in 0..200 {
+    let (mut with_tile, mut alone, mut open) = (0, 0, 0);
+    for _ in 0..400 {
         let (plan, step) = random_plan(&mut draw);
         let commands = plan.schedule(step).commands;
         for (layer, head) in (0..plan.spec.layers).flat_map(|l| (0..plan.spec.kv_heads).map(move |h| (l, h)))
@@ -189,7 +191,11 @@ fn every_head_attends_each_visible_row_once_and_its_own_with_its_last_tile() {
                 matches!(plan.layout().place(layer, head, plan.spec.kv_heads), Place::HostAttend(_));
             let tiles = plan.visible_tiles(&step, layer);
             let merged = on_host && step.rows <= DECODE_ROWS && !tiles.is_empty();
-            let mut next = if merged { step.past } else { tiles.start * plan.knobs().tile };
+            // What the CPU attends to, of a coded store whole units, comes before.
+            let by_cpu = || tiles.clone().map(|tile| plan.host_rows(&step, tile).end.min(step.past)).max();
+            let by_cpu = if merged { by_cpu() } else { None };
+            let merged = by_cpu.is_some_and(|end| end > tiles.start * plan.knobs().tile);
+            let mut next = by_cpu.unwrap_or(tiles.start * plan.knobs().tile);
             for (i, (part, first, last)) in attends.iter().enumerate() {
                 assert_eq!((*first, *last), (i == 0 && !merged, i + 1 == attends.len()), "{part:?}");
                 assert_eq!(part.has_own(), *last, "{part:?}");
@@ -200,11 +206,15 @@ fn every_head_attends_each_visible_row_once_and_its_own_with_its_last_tile() {
                 }
                 with_tile += usize::from(matches!(part, Part::Slot { own: true, .. }));
                 alone += usize::from(*part == Part::Own);
+                open += usize::from(*part == Part::Open);
             }
             assert!(next == step.past || tiles.is_empty(), "rows up to {next} of {}", step.past);
         }
     }
-    assert!(with_tile > 100 && alone > 50, "{with_tile} with a tile, {alone} alone");
+    assert!(
+        with_tile > 100 && alone > 50 && open > 50,
+        "{with_tile} with a tile, {alone} alone, {open} with open rows"
+    );
 }
 
 #[test]

@@ -27,8 +27,8 @@ impl Backend for Checked {
         self.inner.logits()
     }
 
-    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
-        self.inner.read_rows(rows, to)
+    fn read_rows(&mut self, rows: Range<usize>, held: usize, to: &mut [u8]) -> Result<(), BackendError> {
+        self.inner.read_rows(rows, held, to)
     }
 
     fn write_rows(&mut self, rows: Range<usize>, from: &[u8]) -> Result<(), BackendError> {

@@ -232,8 +232,8 @@ impl Backend for Gated {
         Ok(&self.spoken)
     }
 
-    fn read_rows(&mut self, rows: Range<usize>, to: &mut [u8]) -> Result<(), BackendError> {
-        self.inner.read_rows(rows, to)
+    fn read_rows(&mut self, rows: Range<usize>, held: usize, to: &mut [u8]) -> Result<(), BackendError> {
+        self.inner.read_rows(rows, held, to)
     }
 
     /// Counts as a step of no rows.

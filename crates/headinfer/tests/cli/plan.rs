@@ -72,6 +72,21 @@ fn heads_go_to_the_cpu_where_someone_asks() {
 }
 
 #[test]
+fn kv_on_the_host_is_packed_where_someone_asks() {
+    let line = "plan -m random:llama-3-8b -c 1M --device cuda --gpu-memory 24GiB --host-memory 1TiB --placement offload";
+    let [plain, packed] = ["bf16", "bf16-packed"].map(|form| {
+        let plan = run(&format!("{line} --json --kv-dtype {form}")).json();
+        assert_eq!(plan["kv"]["format"], form);
+        (plan["kv"]["ratio"].as_f64().unwrap(), plan["host"]["bytes"].as_f64().unwrap())
+    });
+    assert_eq!(plain.0, 1.0);
+    assert!(packed.0 > 1.3 && plain.1 / packed.1 > 1.27, "{packed:?}");
+    let plan = run(&format!("{line} --kv-dtype bf16-packed"));
+    assert!(plan.stdout.contains("KV bf16-packed (1.31 × smaller)"), "{plan:?}");
+    run(&format!("{line} --kv-dtype int3")).fails(2, &["int3", "bf16-packed"]);
+}
+
+#[test]
 fn auto_says_that_the_cpu_is_used() {
     let plan = run("plan -m random:tiny -c 1k");
     assert_eq!(plan.stderr.lines().count(), 1, "{plan:?}");

@@ -113,6 +113,8 @@ pub(super) struct Knobs {
     host_heads: usize,
     /// Of the model: (layer, KV head) pairs.
     heads: usize,
+    /// What K and V on the host are.
+    kv_dtype: &'static str,
     weights_streamed: bool,
     kept_layers: usize,
 }
@@ -178,6 +180,7 @@ impl Report {
                 resident_heads: k.resident_heads,
                 host_heads: plan.host_attended_heads(&last),
                 heads: plan.spec.layers * plan.spec.kv_heads,
+                kv_dtype: k.kv.name(),
                 weights_streamed: matches!(k.weights, WeightPlace::Streamed { .. }),
                 kept_layers: k.weights.kept(),
             },

@@ -1,0 +1,61 @@
+//! How the host's store keeps K and V.
+//!
+//! A coded store keeps whole units of 256 rows of a head, a half for its keys and one for its values; rows past the last
+//! whole unit wait on the device as they are. What a half looks like inside is its codec's business.
+
+use super::layout::SPLIT;
+use crate::cpu::kernels::packed;
+
+/// Rows of a head that are coded together.
+pub const UNIT: usize = packed::UNIT;
+// The CPU attends to a unit as a split, and a store's pieces are multiples of splits.
+const _: () = assert!(UNIT == SPLIT);
+
+/// What K and V are on the host. Resident heads and the session store have bf16 in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// As computed.
+    #[default]
+    Bf16,
+    /// The same bits in about three quarters of the bytes (`cpu/kernels/packed.rs`).
+    Bf16Packed,
+}
+
+impl KvFormat {
+    /// All, the default first.
+    pub const ALL: [KvFormat; 2] = [KvFormat::Bf16, KvFormat::Bf16Packed];
+
+    /// Name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Bf16Packed => "bf16-packed",
+        }
+    }
+
+    /// Bytes of the keys, or of the values, of a unit of a head of `head_dim` elements.
+    pub fn half_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::Bf16 => UNIT * head_dim * 2,
+            Self::Bf16Packed => packed::half_bytes(head_dim),
+        }
+    }
+
+    /// Bytes of what a half that does not fit keeps elsewhere; 0 where all fit.
+    pub fn plane_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::Bf16 => 0,
+            Self::Bf16Packed => packed::plane_bytes(head_dim),
+        }
+    }
+
+    /// Whether some halves may need planes.
+    pub fn has_planes(self) -> bool {
+        self == Self::Bf16Packed
+    }
+
+    /// How many times smaller than bf16 a half is.
+    pub fn ratio(self, head_dim: usize) -> f64 {
+        Self::Bf16.half_bytes(head_dim) as f64 / self.half_bytes(head_dim) as f64
+    }
+}
