@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::exec::Executor;
 use super::kernels::Isa;
 use super::kernels::packed::{pack_half, pack_half_plane, plane_of, unpack_half};
+use super::kernels::quantised::{Half as Coded, dequantise_half, quantise_half};
 use crate::backend::BackendError;
 use crate::memory::Grant;
 use crate::model::spec::ModelSpec;
@@ -30,12 +31,17 @@ impl Codec {
         self.format.half_bytes(self.head_dim)
     }
 
-    /// Codes halves of one unit; those that do not fit take planes from number `taken` on, in the order of the halves.
+    /// Codes halves of one unit, keys and values in turns; those that do not fit take planes from number `taken` on, in the order of the halves.
     /// False when none is left.
     fn code(&self, halves: Vec<(&[u16], &mut [u8])>, planes: &mut [u8], taken: &mut u32) -> bool {
         let (isa, d) = (self.isa, self.head_dim);
         if self.format == KvFormat::Bf16 {
             halves.into_par_iter().for_each(|(rows, to)| to.copy_from_slice(bytemuck::cast_slice(rows)));
+            return true;
+        }
+        if let Some(format) = self.format.quantised() {
+            let halves = halves.into_par_iter().enumerate();
+            halves.for_each(|(i, (rows, to))| quantise_half(isa, format, coded(i), d, rows, to));
             return true;
         }
         let wide = halves.into_par_iter().filter_map(|(rows, to)| {
@@ -55,16 +61,24 @@ impl Codec {
         })
     }
 
-    /// The rows of a half, with the planes of its unit.
-    fn decode(&self, half: &[u8], planes: &[u8], rows: &mut [u16]) {
+    /// The rows of a half, the `index`-th of its unit, with the planes of the unit.
+    fn decode(&self, index: usize, half: &[u8], planes: &[u8], rows: &mut [u16]) {
         if self.format == KvFormat::Bf16 {
             bytemuck::cast_slice_mut(rows).copy_from_slice(half);
             return;
+        }
+        if let Some(format) = self.format.quantised() {
+            return dequantise_half(self.isa, format, coded(index), self.head_dim, half, rows);
         }
         let each = self.format.plane_bytes(self.head_dim);
         let plane = plane_of(half, self.head_dim).map(|number| &planes[number as usize * each..][..each]);
         unpack_half(self.isa, self.head_dim, half, plane, rows);
     }
+}
+
+/// Keys and values take turns.
+fn coded(index: usize) -> Coded {
+    [Coded::Keys, Coded::Values][index % 2]
 }
 
 /// Halves of the canonical form of `n` rows that belong to heads on the host: keys, then values, head by head.
@@ -129,14 +143,15 @@ impl Executor {
             {
                 let coded = units.chunks_exact(codec.half_bytes()).skip(which).step_by(2);
                 let (rows, after) = g.write::<u16>(to, head).split_at_mut(coded.len() * UNIT * d);
-                halves.extend(coded.zip(rows.chunks_exact_mut(UNIT * d)).enumerate());
+                halves
+                    .extend(coded.zip(rows.chunks_exact_mut(UNIT * d)).enumerate().map(|half| (which, half)));
                 if !after.is_empty() {
                     after.copy_from_slice(g.read(open, head));
                 }
             }
         }
-        halves.into_par_iter().for_each(|(unit, (half, rows))| {
-            codec.decode(half, planes.get(unit).copied().unwrap_or_default(), rows);
+        halves.into_par_iter().for_each(|(which, (unit, (half, rows)))| {
+            codec.decode(which, half, planes.get(unit).copied().unwrap_or_default(), rows);
         });
     }
 
@@ -163,7 +178,7 @@ impl Executor {
                 || vec![0; UNIT * d],
                 |values, (index, to)| {
                     let half = &units[index / 2][index % 2 * codec.half_bytes()..][..codec.half_bytes()];
-                    codec.decode(half, planes, values);
+                    codec.decode(index, half, planes, values);
                     let values = &values[(at - first) * d..(end - first) * d];
                     to[(at - rows.start) * row..(end - rows.start) * row]
                         .copy_from_slice(bytemuck::cast_slice(values));

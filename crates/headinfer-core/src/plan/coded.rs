@@ -67,6 +67,13 @@ impl Plan {
         o
     }
 
+    /// What the bits of K and V depend on where the store is lossy: how it is coded, and which heads are.
+    pub fn lossy(&self) -> Option<String> {
+        let (format, heads) = (self.knobs().kv, self.knobs().resident_heads);
+        let quantised = self.coded() && format.quantised().is_some();
+        quantised.then(|| format!("{}, {heads} heads on the device", format.name()))
+    }
+
     /// Where packing says that a unit had no plane left.
     pub fn pack_fault_operand(&self) -> Operands {
         let mut o = Operands::default();

@@ -69,10 +69,12 @@ pub(crate) struct EngineArgs {
     #[arg(env = "HEADINFER_HOST_HEADS", hide_env_values = true)]
     pub(crate) host_heads: HostHeads,
 
-    /// What K and V in host memory are: as computed, or packed without losing a bit.
+    /// What K and V in host memory are: as computed, packed without losing a bit, or quantised.
     ///
     /// `bf16-packed` takes about three quarters of the memory and of the way over the link, and gives the same output to the
-    /// last bit. Heads that stay on the device and the session store have bf16 in any case.
+    /// last bit. `int8` and `int4` are lossy: about 1.9 and 3.6 times smaller, and the output is another one, which also
+    /// depends on what stays on the device; `headinfer bench quality` says how far it is off. Heads that stay on the device,
+    /// the last up to 255 tokens and the session store have bf16 in any case.
     #[arg(long, value_enum, value_name = "FORM", default_value_t = KvDtype::Bf16)]
     #[arg(env = "HEADINFER_KV_DTYPE", hide_env_values = true)]
     pub(crate) kv_dtype: KvDtype,
@@ -185,6 +187,10 @@ pub(crate) enum KvDtype {
     Bf16,
     /// The same bits in about three quarters of the bytes.
     Bf16Packed,
+    /// Lossy: 8 bits a value.
+    Int8,
+    /// Lossy: 4 bits a value.
+    Int4,
 }
 
 impl From<KvDtype> for KvFormat {
@@ -192,6 +198,8 @@ impl From<KvDtype> for KvFormat {
         match dtype {
             KvDtype::Bf16 => KvFormat::Bf16,
             KvDtype::Bf16Packed => KvFormat::Bf16Packed,
+            KvDtype::Int8 => KvFormat::Int8,
+            KvDtype::Int4 => KvFormat::Int4,
         }
     }
 }

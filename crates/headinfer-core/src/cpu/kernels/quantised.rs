@@ -294,27 +294,25 @@ fn bounds_of(values: &[u16]) -> (i16, i16) {
 
 #[inline(always)]
 fn code_row(format: Quantised, columns: &Columns, values: &[u16], codes: &mut [u8]) {
-    let part = |from: usize, to: usize| {
-        (&columns.least[from..to], &columns.scale[from..to], &columns.mask[from..to])
-    };
     let code = |value: u16, least: f32, scale: f32, mask: u8| {
         ((widen(value) - least) * scale + WHOLE).to_bits() as u8 & mask
     };
-    let (n, d) = (codes.len(), values.len());
+    // Slices of one length: no index is checked, so whole vectors are computed.
+    let n = codes.len();
+    let of =
+        |from: usize| (&columns.least[from..][..n], &columns.scale[from..][..n], &columns.mask[from..][..n]);
+    let ((least, scale, mask), first) = (of(0), &values[..n]);
     match format {
         Quantised::Int8 => {
-            let (least, scale, mask) = part(0, d);
             for i in 0..n {
-                codes[i] = code(values[i], least[i], scale[i], mask[i]);
+                codes[i] = code(first[i], least[i], scale[i], mask[i]);
             }
         }
         Quantised::Int4 => {
-            let (first, second) = values.split_at(n);
-            let (second, a, b) = (&second[..n], part(0, n), part(n, d));
-            let b = (&b.0[..n], &b.1[..n], &b.2[..n]);
+            let ((least_2, scale_2, mask_2), second) = (of(n), &values[n..][..n]);
             for i in 0..n {
-                let low = code(first[i], a.0[i], a.1[i], a.2[i]);
-                let high = code(second[i], b.0[i], b.1[i], b.2[i]);
+                let low = code(first[i], least[i], scale[i], mask[i]);
+                let high = code(second[i], least_2[i], scale_2[i], mask_2[i]);
                 codes[i] = low & 15 | high << 4;
             }
         }
@@ -373,22 +371,22 @@ impl Kernel for Dequantise<'_> {
 
 #[inline(always)]
 fn decode_row(format: Quantised, columns: &Columns, codes: &[u8], values: &mut [u16]) {
-    let (n, d) = (codes.len(), values.len());
-    let (least, scale) = (&columns.least[..d], &columns.scale[..d]);
     let value = |code: u8, least: f32, scale: f32| narrow(f32::from(code) * scale + least);
+    let n = codes.len();
+    let of = |from: usize| (&columns.least[from..][..n], &columns.scale[from..][..n]);
+    let (first, second) = values.split_at_mut(n);
+    let (least, scale) = of(0);
     match format {
         Quantised::Int8 => {
             for i in 0..n {
-                values[i] = value(codes[i], least[i], scale[i]);
+                first[i] = value(codes[i], least[i], scale[i]);
             }
         }
         Quantised::Int4 => {
-            let (first, second) = values.split_at_mut(n);
-            let second = &mut second[..n];
-            let (least_second, scale_second) = (&least[n..][..n], &scale[n..][..n]);
+            let ((least_2, scale_2), second) = (of(n), &mut second[..n]);
             for i in 0..n {
                 first[i] = value(codes[i] & 15, least[i], scale[i]);
-                second[i] = value(codes[i] >> 4, least_second[i], scale_second[i]);
+                second[i] = value(codes[i] >> 4, least_2[i], scale_2[i]);
             }
         }
     }
