@@ -13,6 +13,7 @@ pub(crate) mod norm;
 pub(crate) mod pack;
 pub(crate) mod product;
 pub(crate) mod project;
+pub(crate) mod quantise;
 pub(crate) mod random_weights;
 pub(crate) mod swiglu;
 
@@ -53,6 +54,9 @@ pub(crate) struct Kernels {
     take_state: CUfunction,
     pack: CUfunction,
     unpack: CUfunction,
+    /// Of eight bits, of four.
+    quantise: [CUfunction; 2],
+    dequantise: [CUfunction; 2],
     attention_prefill: CUfunction,
     attention_decode: CUfunction,
     attention_merge: CUfunction,
@@ -104,6 +108,8 @@ impl Kernels {
             take_state: modules.function("take_state", 0)?,
             pack: modules.function("pack", 0)?,
             unpack: modules.function("unpack", 0)?,
+            quantise: [modules.function("quantise_8", 0)?, modules.function("quantise_4", 0)?],
+            dequantise: [modules.function("dequantise_8", 0)?, modules.function("dequantise_4", 0)?],
             attention_prefill: prefer_shared(
                 modules.function(prefill.name(), prefill.shared_bytes(head_dim))?,
             )?,
