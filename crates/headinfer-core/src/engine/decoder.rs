@@ -127,7 +127,7 @@ impl Decoder {
     pub fn pass(&mut self, session: &mut Session, token: u32, most: usize) -> Result<(), EngineError> {
         self.settle(session);
         let past = session.tokens().len();
-        let room = (session.plan().knobs().context - past).min(most);
+        let room = (session.plan().knobs().context - past).min(most).min(session.plan().guess_rows_max(past));
         let mut ids = vec![token];
         if let Some(guesses) = &mut self.guesses {
             guesses.propose(room, &mut ids);

@@ -305,7 +305,7 @@ impl Session {
     }
 
     /// Has the backend follow a rewind. Where it went back into a unit that was coded, this becomes the open one again:
-    /// some 30 MB of an 8B model, once in 256 tokens that nothing came of.
+    /// at most 33 MB of an 8B model, where guesses that nothing came of had crossed a unit's end.
     fn settle(&mut self) -> Result<(), EngineError> {
         let left = self.tokens.len();
         if let Some(rows) = self.plan.reopens(self.held, left) {

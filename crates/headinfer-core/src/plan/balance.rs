@@ -160,7 +160,7 @@ mod tests {
             (1 << 17, stay, Bf16),
             (1 << 20, stay, Bf16),
             (1 << 18, stream, Bf16),
-            (1 << 17, stay, Bf16Packed),
+            (1 << 18, stay, Bf16Packed),
             (1 << 20, stay, Bf16Packed),
         ] {
             let step = step(context - 1, 1);

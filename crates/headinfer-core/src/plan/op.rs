@@ -136,7 +136,7 @@ pub enum Op {
         layer: usize,
     },
     /// Units that the step completes, of the heads that live on the host, are coded; rows after them become the open
-    /// unit's. Only where the store is coded.
+    /// unit's. Only where the store is coded. That of the first layer has all planes of these units free again.
     Pack {
         /// Which layer.
         layer: usize,

@@ -9,6 +9,7 @@ mod overlap;
 mod packed;
 mod placement;
 mod plan;
+mod quantised;
 mod retrieval;
 mod rounded;
 mod run;

@@ -159,12 +159,12 @@ pub(crate) struct QualityArgs {
     pub(crate) text: QualityText,
 
     /// Most tokens that one is predicted from; a longer text is taken in windows. Needles are hidden in as many.
-    #[arg(short, long, value_name = "N", value_parser = parse_tokens, default_value = "4k")]
+    #[arg(short, long, value_name = "N", value_parser = some_tokens, default_value = "4k")]
     #[arg(env = "HEADINFER_CONTEXT", hide_env_values = true)]
     pub(crate) context: usize,
 
     /// Tokens to predict, at most.
-    #[arg(short = 'n', long, value_name = "N", value_parser = parse_tokens, default_value = "16k")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = some_tokens, default_value = "16k")]
     pub(crate) tokens: usize,
 
     /// Print one JSON object.
@@ -257,6 +257,13 @@ pub(crate) struct LinkArgs {
 const HEAD_DIM_MAX: usize = 256;
 /// Longest tile that is measured.
 const TILE_MAX: usize = 1 << 20;
+
+fn some_tokens(text: &str) -> Result<usize, String> {
+    match parse_tokens(text)? {
+        0 => Err("give at least 1".into()),
+        tokens => Ok(tokens),
+    }
+}
 
 fn head_dim(text: &str) -> Result<usize, String> {
     let fits = |n: &usize| (8..=HEAD_DIM_MAX).contains(n) && n.is_multiple_of(8);
