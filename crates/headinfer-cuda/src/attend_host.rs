@@ -26,7 +26,7 @@ fn run(plan: &Plan, memories: &Memories, step: &Step, layer: usize, operands: &O
     let rows = |span: Span| -> &[u16] { memories.host(span) };
     let bytes = |span: Span| -> &[u8] { memories.host(span) };
     let keys = match plan.coded() {
-        true => HostKeys::Packed {
+        true => HostKeys::Coded {
             units: spans(Role::Units).map(bytes).collect(),
             planes: spans(Role::Planes).map(bytes).collect(),
         },

@@ -509,7 +509,8 @@ impl Backend for Cuda {
             true => format!(" host {} {}", knobs.host_heads, Isa::detect().name()),
             false => String::new(),
         };
-        Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}{cpu}"))
+        let kv = self.executor.plan.lossy().map(|kv| format!(" {kv}")).unwrap_or_default();
+        Some(format!("cuda {name} {sm} {multiprocessors} {prefill} {library}{cpu}{kv}"))
     }
 
     /// Those of the product kernels: cuBLASLt, which takes more, chooses its own by their number.

@@ -10,6 +10,7 @@ use crate::arena::Pointer;
 use crate::error::CudaError;
 use crate::exec::{Executor, Run};
 use crate::launch::pack::{Pack, Unpack};
+use crate::launch::quantise::{Dequantise, Quantise};
 
 impl Run<'_> {
     /// Open rows of the layer to the place in front of the step's own.
@@ -38,7 +39,17 @@ impl Run<'_> {
         let count = self.spans(Role::Units).count();
         let head = |h| [self.at(Role::Units, h), self.at(Role::KeyTo, h), self.at(Role::ValueTo, h)];
         let heads: Vec<_> = (0..count).map(head).collect();
-        self.x.kernels.unpack(self.stream, &Unpack { heads: &heads, planes: &self.x.planes(self.o)? })?;
+        match self.plan.knobs().kv.quantised() {
+            Some(format) => {
+                let units = self.span(Role::Units, 0).bytes / self.x.unit_bytes();
+                let dequantise = Dequantise { format, heads: &heads, units: units as usize };
+                self.x.kernels.dequantise(self.stream, &dequantise)?;
+            }
+            None => {
+                let unpack = Unpack { heads: &heads, planes: &self.x.planes(self.o)? };
+                self.x.kernels.unpack(self.stream, &unpack)?;
+            }
+        }
         let mut ranges = Vec::new();
         let mut bytes = 0;
         for (from, to) in [(Role::OpenKey, Role::KeyTo), (Role::OpenValue, Role::ValueTo)] {
@@ -73,11 +84,15 @@ impl Executor {
         (to, head_stride): (Pointer, u64),
         units: Range<usize>,
     ) -> Result<(), CudaError> {
-        let spec = &self.plan.spec;
+        let (spec, unit_stride) = (&self.plan.spec, self.unit_bytes());
+        if let Some(format) = self.plan.knobs().kv.quantised() {
+            let quantise = Quantise { format, heads, units: units.len(), to, unit_stride, head_stride };
+            return self.kernels.quantise(stream, &quantise);
+        }
         let pack = Pack {
             heads,
             to,
-            unit_stride: 2 * self.plan.knobs().kv.half_bytes(spec.head_dim) as u64,
+            unit_stride,
             head_stride,
             planes: &self.planes(o)?,
             planes_max: self.plan.layout().planes(spec),
@@ -86,6 +101,11 @@ impl Executor {
             fault: self.memories.mapped(o.span(Role::PackFault, 0))?,
         };
         self.kernels.pack(stream, &pack)
+    }
+
+    /// Bytes of the keys and values of a coded unit.
+    fn unit_bytes(&self) -> u64 {
+        2 * self.plan.knobs().kv.half_bytes(self.plan.spec.head_dim) as u64
     }
 
     /// Per unit of an op, where kernels find its planes.

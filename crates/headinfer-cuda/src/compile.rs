@@ -48,6 +48,8 @@ pub fn units(head_dim: usize, prefill: &PrefillKernel) -> Vec<Unit> {
     let of_heads = |name, text| Unit { defines: vec![head_dim.clone()], ..plain(name, text) };
     let pack = of_heads("pack", include_str!("kernels/pack.cu"));
     let unpack = of_heads("unpack", include_str!("kernels/unpack.cu"));
+    let quantise = of_heads("quantise", include_str!("kernels/quantise.cu"));
+    let dequantise = of_heads("dequantise", include_str!("kernels/dequantise.cu"));
     let text = match prefill {
         PrefillKernel::Portable(_) => include_str!("kernels/attention_prefill.cu"),
         PrefillKernel::Hopper(_) => include_str!("kernels/attention_prefill_hopper.cu"),
@@ -70,6 +72,8 @@ pub fn units(head_dim: usize, prefill: &PrefillKernel) -> Vec<Unit> {
         plain("rows", include_str!("kernels/rows.cu")),
         pack,
         unpack,
+        quantise,
+        dequantise,
         prefill,
         decode,
     ]

@@ -63,14 +63,15 @@ impl Executor {
             {
                 let coded = units.chunks_exact(codec.half_bytes()).skip(which).step_by(2);
                 let (rows, after) = g.write::<u16>(to, head).split_at_mut(coded.len() * UNIT * d);
-                halves.extend(coded.zip(rows.chunks_exact_mut(UNIT * d)).enumerate());
+                halves
+                    .extend(coded.zip(rows.chunks_exact_mut(UNIT * d)).enumerate().map(|half| (which, half)));
                 if !after.is_empty() {
                     after.copy_from_slice(g.read(open, head));
                 }
             }
         }
-        halves.into_par_iter().for_each(|(unit, (half, rows))| {
-            codec.decode(half, planes.get(unit).copied().unwrap_or_default(), rows);
+        halves.into_par_iter().for_each(|(which, (unit, (half, rows)))| {
+            codec.decode(which, half, planes.get(unit).copied().unwrap_or_default(), rows);
         });
     }
 

@@ -308,7 +308,7 @@ impl Run<'_> {
             (0..self.g.count(Role::Key)).map(|k| (self.g.read(Role::Key, k), self.g.read(Role::Value, k)));
         let all = |role| (0..self.g.count(role)).map(|k| self.g.read(role, k)).collect();
         let keys = match self.x.plan.coded() {
-            true => HostKeys::Packed { units: all(Role::Units), planes: all(Role::Planes) },
+            true => HostKeys::Coded { units: all(Role::Units), planes: all(Role::Planes) },
             false => HostKeys::Plain(plain.collect()),
         };
         let ranges = HostRanges {

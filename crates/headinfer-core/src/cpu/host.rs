@@ -2,7 +2,8 @@
 //! backend. Must not know whose memory it is.
 
 use super::kernels::{
-    Geometry, Isa, Keys, KvRows, PackedRows, PiecedTask, Sees, StateMut, attend_decode_pieces, state_init,
+    Geometry, Isa, Keys, KvRows, PackedRows, PiecedTask, QuantisedRows, Sees, StateMut, attend_decode_pieces,
+    state_init,
 };
 use crate::plan::{Plan, SPLIT, Step};
 
@@ -23,7 +24,7 @@ pub enum HostKeys<'a> {
     /// Per visible tile, per head, per piece of the store: bf16 bits `[rows, head_dim]` each.
     Plain(Vec<(&'a [u16], &'a [u16])>),
     /// Whole units.
-    Packed {
+    Coded {
         /// Likewise: `[unit][K half | V half]`.
         units: Vec<&'a [u8]>,
         /// Per visible tile, per piece of the store: `[unit][plane]`.
@@ -41,9 +42,7 @@ pub fn attend_host(isa: Isa, plan: &Plan, step: &Step, layer: usize, ranges: Hos
     state_init(&mut state);
     let pieces = match keys {
         HostKeys::Plain(past) => pieces(plan, step, layer, queries.len(), past),
-        HostKeys::Packed { units, planes } => {
-            packed_pieces(plan, step, layer, queries.len(), (units, planes))
-        }
+        HostKeys::Coded { units, planes } => coded_pieces(plan, step, layer, queries.len(), (units, planes)),
     };
     let (d, rows) = (spec.head_dim, step.rows * spec.group());
     let states =
@@ -91,7 +90,7 @@ fn pieces<'a>(
 }
 
 /// As `pieces`, of whole units.
-fn packed_pieces<'a>(
+fn coded_pieces<'a>(
     plan: &Plan,
     step: &Step,
     layer: usize,
@@ -100,15 +99,20 @@ fn packed_pieces<'a>(
 ) -> Vec<Vec<Keys<'a>>> {
     let mut pieces = vec![Vec::new(); heads];
     let (mut units, mut planes) = (units.into_iter(), planes.into_iter());
-    let size = plan.layout().piece_rows();
+    let (size, format) = (plan.layout().piece_rows(), plan.knobs().kv.quantised());
     for tile in plan.visible_tiles(step, layer) {
         let rows = plan.host_rows(step, tile);
         let starts = || rows.clone().step_by(size);
         let planes: Vec<_> = planes.by_ref().take(starts().len()).collect();
         for head in &mut pieces {
-            for (start, planes) in starts().zip(&planes) {
+            for (piece, start) in starts().enumerate() {
+                let planes = planes.get(piece).copied().unwrap_or_default();
                 let units = units.next().expect("the op declares all units of its tiles");
-                head.push(Keys::Packed(PackedRows { units, planes, start: start as u64 }));
+                let start = start as u64;
+                head.push(match format {
+                    Some(format) => Keys::Quantised(QuantisedRows { format, units, start }),
+                    None => Keys::Packed(PackedRows { units, planes, start }),
+                });
             }
         }
     }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::kernels::Isa;
 use super::kernels::packed::{pack_half, pack_half_plane, plane_of, unpack_half};
+use super::kernels::quantised::{Half, dequantise_half, quantise_half};
 use crate::plan::{KvFormat, Plan, UNIT};
 
 /// What codes halves of units: bf16 bits `[UNIT, head_dim]` each.
@@ -33,12 +34,17 @@ impl UnitCodec {
         self.format.half_bytes(self.head_dim)
     }
 
-    /// Codes halves of one unit; those that do not fit take planes from number `taken` on, in the order of the halves.
+    /// Codes halves of one unit, keys and values in turns; those that do not fit take planes from number `taken` on, in the order of the halves.
     /// False when none is left.
     pub fn code(&self, halves: Vec<(&[u16], &mut [u8])>, planes: &mut [u8], taken: &mut u32) -> bool {
         let (isa, d) = (self.isa, self.head_dim);
         if self.format == KvFormat::Bf16 {
             halves.into_par_iter().for_each(|(rows, to)| to.copy_from_slice(bytemuck::cast_slice(rows)));
+            return true;
+        }
+        if let Some(format) = self.format.quantised() {
+            let halves = halves.into_par_iter().enumerate();
+            halves.for_each(|(i, (rows, to))| quantise_half(isa, format, which(i), d, rows, to));
             return true;
         }
         let wide = halves.into_par_iter().filter_map(|(rows, to)| {
@@ -58,16 +64,24 @@ impl UnitCodec {
         })
     }
 
-    /// The rows of a half, with the planes of its unit.
-    pub fn decode(&self, half: &[u8], planes: &[u8], rows: &mut [u16]) {
+    /// The rows of a half, the `index`-th of its unit, with the planes of the unit.
+    pub fn decode(&self, index: usize, half: &[u8], planes: &[u8], rows: &mut [u16]) {
         if self.format == KvFormat::Bf16 {
             bytemuck::cast_slice_mut(rows).copy_from_slice(half);
             return;
+        }
+        if let Some(format) = self.format.quantised() {
+            return dequantise_half(self.isa, format, which(index), self.head_dim, half, rows);
         }
         let each = self.format.plane_bytes(self.head_dim);
         let plane = plane_of(half, self.head_dim).map(|number| &planes[number as usize * each..][..each]);
         unpack_half(self.isa, self.head_dim, half, plane, rows);
     }
+}
+
+/// Keys and values take turns.
+fn which(index: usize) -> Half {
+    [Half::Keys, Half::Values][index % 2]
 }
 
 /// Takes coded halves of a unit and its planes, to be read.
@@ -128,10 +142,10 @@ pub fn read_units<M: UnitMemory>(
         let end = rows.end.min(first + UNIT);
         let part = (at - rows.start) * row..(end - rows.start) * row;
         memory.read_unit(first / UNIT, &mut |coded, planes| {
-            halves.par_iter_mut().zip(coded).for_each_init(
+            halves.par_iter_mut().zip(coded).enumerate().for_each_init(
                 || vec![0; UNIT * d],
-                |values, (to, half)| {
-                    codec.decode(half, planes, values);
+                |values, (index, (to, half))| {
+                    codec.decode(index, half, planes, values);
                     let values = &values[(at - first) * d..(end - first) * d];
                     to[part.clone()].copy_from_slice(bytemuck::cast_slice(values));
                 },

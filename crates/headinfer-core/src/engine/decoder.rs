@@ -128,7 +128,8 @@ impl Decoder {
     pub fn pass(&mut self, session: &mut Session, token: u32, most: usize) -> Result<(), EngineError> {
         self.settle(session);
         let past = session.tokens().len();
-        let room = (session.plan().share_end(past) - past).min(most);
+        let plan = session.plan();
+        let room = (plan.share_end(past) - past).min(most).min(plan.guess_rows_max(past));
         let mut ids = vec![token];
         if let Some(guesses) = &mut self.guesses {
             guesses.propose(room, &mut ids);

@@ -3,6 +3,7 @@
 mod decoder;
 pub mod generate;
 pub mod guess;
+pub mod quality;
 pub mod sample;
 mod session;
 pub mod stop;

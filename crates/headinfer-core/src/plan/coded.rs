@@ -87,6 +87,22 @@ impl Plan {
         o
     }
 
+    /// What the bits of K and V depend on where the store is lossy: how it is coded, and which heads are.
+    pub fn lossy(&self) -> Option<String> {
+        let (format, heads) = (self.knobs().kv, self.knobs().resident_heads);
+        let quantised = self.coded() && format.quantised().is_some();
+        quantised.then(|| format!("{}, {heads} heads on the device", format.name()))
+    }
+
+    /// Rows of a pass with guesses after `past` tokens, at most. A lossy unit is coded when it is full, and what it held
+    /// does not come back: guesses, which may be taken back, do not fill one.
+    pub fn guess_rows_max(&self, past: usize) -> usize {
+        match self.lossy() {
+            Some(_) => (UNIT - 1 - past % UNIT).max(1),
+            None => usize::MAX,
+        }
+    }
+
     /// Where packing says that a unit had no plane left.
     pub fn pack_fault_operand(&self) -> Operands {
         let mut o = Operands::default();

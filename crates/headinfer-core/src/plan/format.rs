@@ -5,6 +5,7 @@
 
 use super::layout::SPLIT;
 use crate::cpu::kernels::packed;
+use crate::cpu::kernels::quantised::Quantised;
 
 /// Rows of a head that are coded together.
 pub const UNIT: usize = packed::UNIT;
@@ -19,17 +20,25 @@ pub enum KvFormat {
     Bf16,
     /// The same bits in about three quarters of the bytes (`cpu/kernels/packed.rs`).
     Bf16Packed,
+    /// Lossy: 8 bits a value (`cpu/kernels/quantised.rs`).
+    Int8,
+    /// Lossy: 4 bits a value.
+    Int4,
 }
 
 impl KvFormat {
     /// All, the default first.
-    pub const ALL: [KvFormat; 2] = [KvFormat::Bf16, KvFormat::Bf16Packed];
+    pub const ALL: [KvFormat; 4] = [KvFormat::Bf16, KvFormat::Bf16Packed, KvFormat::Int8, KvFormat::Int4];
+    /// Those that give the bits of the default.
+    pub const EXACT: [KvFormat; 2] = [KvFormat::Bf16, KvFormat::Bf16Packed];
 
     /// Name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bf16 => "bf16",
             Self::Bf16Packed => "bf16-packed",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 
@@ -38,13 +47,24 @@ impl KvFormat {
         match self {
             Self::Bf16 => UNIT * head_dim * 2,
             Self::Bf16Packed => packed::half_bytes(head_dim),
+            Self::Int8 => Quantised::Int8.half_bytes(head_dim),
+            Self::Int4 => Quantised::Int4.half_bytes(head_dim),
+        }
+    }
+
+    /// How values are quantised, if they are: what is read back is then not what was stored.
+    pub fn quantised(self) -> Option<Quantised> {
+        match self {
+            Self::Bf16 | Self::Bf16Packed => None,
+            Self::Int8 => Some(Quantised::Int8),
+            Self::Int4 => Some(Quantised::Int4),
         }
     }
 
     /// Bytes of what a half that does not fit keeps elsewhere; 0 where all fit.
     pub fn plane_bytes(self, head_dim: usize) -> usize {
         match self {
-            Self::Bf16 => 0,
+            Self::Bf16 | Self::Int8 | Self::Int4 => 0,
             Self::Bf16Packed => packed::plane_bytes(head_dim),
         }
     }

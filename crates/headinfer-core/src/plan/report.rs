@@ -62,8 +62,10 @@ pub struct KvReport {
     pub bytes_per_token: u64,
     /// Of the whole context.
     pub bytes: u64,
-    /// What they are on the host: `bf16` or `bf16-packed`.
+    /// What they are on the host: `bf16`, `bf16-packed`, `int8` or `int4`.
     pub format: &'static str,
+    /// Whether what is read back from there is not what was stored.
+    pub lossy: bool,
     /// How many times smaller than bf16 that is.
     pub ratio: f64,
     /// Tokens per tile.
@@ -123,6 +125,7 @@ impl Plan {
                 bytes_per_token: self.kv_bytes_per_token(),
                 bytes: self.kv_bytes_per_token() * k.context as u64,
                 format: self.format().name(),
+                lossy: self.format().quantised().is_some(),
                 ratio: self.format().ratio(self.spec.head_dim),
                 tile_tokens: k.tile,
                 heads_per_group: k.heads_per_group,
@@ -210,7 +213,8 @@ impl PlanReport {
             );
         }
         if kv.ratio > 1.0 {
-            line(&mut out, format_args!("  on the host KV {} ({:.2} × smaller)", kv.format, kv.ratio));
+            let lossy = if kv.lossy { ", lossy: the output is not the exact one" } else { "" };
+            line(&mut out, format_args!("  on the host KV {} ({:.2} × smaller{lossy})", kv.format, kv.ratio));
         }
         if kv.host_heads > 0 {
             let n = kv.host_heads;

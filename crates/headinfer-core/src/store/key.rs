@@ -21,6 +21,9 @@ impl Key {
             hasher.update(&(number as u64).to_le_bytes());
         }
         hasher.update(numerics.as_bytes()).update(env!("CARGO_PKG_VERSION").as_bytes());
+        if let Some(lossy) = plan.lossy() {
+            hasher.update(lossy.as_bytes());
+        }
         Self(hasher.finalize().into())
     }
 

@@ -10,6 +10,7 @@ mod overlap;
 mod packed;
 mod placement;
 mod plan;
+mod quantised;
 mod retrieval;
 mod rounded;
 mod run;

@@ -62,7 +62,7 @@ pub(crate) fn random_request(case: &Case, draw: &mut Draw) -> Request {
             resident_heads: Some(resident),
             host_heads: Some(draw.below(all - resident + 1)),
             kept_layers: Some(draw.below(case.spec.layers)),
-            kv: draw.of(&KvFormat::ALL),
+            kv: draw.of(&KvFormat::EXACT),
             ..Overrides::default()
         },
     );

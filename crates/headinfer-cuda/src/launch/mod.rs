@@ -13,6 +13,7 @@ pub(crate) mod norm;
 pub(crate) mod pack;
 pub(crate) mod product;
 pub(crate) mod project;
+pub(crate) mod quantise;
 pub(crate) mod random_weights;
 pub(crate) mod rows;
 pub(crate) mod swiglu;
@@ -56,6 +57,9 @@ pub(crate) struct Kernels {
     unpack: CUfunction,
     move_rows: CUfunction,
     clear_words: CUfunction,
+    /// Of eight bits, of four.
+    quantise: [CUfunction; 2],
+    dequantise: [CUfunction; 2],
     attention_prefill: CUfunction,
     attention_decode: CUfunction,
     attention_merge: CUfunction,
@@ -109,6 +113,8 @@ impl Kernels {
             unpack: modules.function("unpack", 0)?,
             move_rows: modules.function("move_rows", 0)?,
             clear_words: modules.function("clear_words", 0)?,
+            quantise: [modules.function("quantise_8", 0)?, modules.function("quantise_4", 0)?],
+            dequantise: [modules.function("dequantise_8", 0)?, modules.function("dequantise_4", 0)?],
             attention_prefill: prefer_shared(
                 modules.function(prefill.name(), prefill.shared_bytes(head_dim))?,
             )?,

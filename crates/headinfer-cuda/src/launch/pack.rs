@@ -120,7 +120,11 @@ impl Kernels {
 }
 
 /// Column `which` of a table of heads, `offset` bytes further on.
-fn column<const N: usize>(heads: &[[Pointer; N]], which: usize, offset: u64) -> [Pointer; HEADS_MAX] {
+pub(super) fn column<const N: usize>(
+    heads: &[[Pointer; N]],
+    which: usize,
+    offset: u64,
+) -> [Pointer; HEADS_MAX] {
     let mut all = [0; HEADS_MAX];
     all.iter_mut().zip(heads).for_each(|(to, head)| *to = head[which] + offset);
     all

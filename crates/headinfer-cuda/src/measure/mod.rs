@@ -5,6 +5,7 @@
 //! are random, as a device that multiplies zeros is faster than it ever is at work.
 
 mod packing;
+mod quantising;
 mod rates;
 mod shapes;
 mod together;

@@ -45,10 +45,10 @@ pub struct PackingRates {
 }
 
 /// Where everything lies: spans on the device, offsets of the host's memory.
-struct Places {
-    rows: Span,
-    halves: Span,
-    restored: Span,
+pub(super) struct Places {
+    pub(super) rows: Span,
+    pub(super) halves: Span,
+    pub(super) restored: Span,
     counts: Span,
     planes: Span,
     fault: Span,
@@ -122,20 +122,20 @@ impl Bed {
         Ok(PackingRates { pack, unpack: 1.0 / (1.0 / both - 1.0 / pack) })
     }
 
-    fn put(&self, span: Span, bytes: &[u8]) -> Result<(), CudaError> {
+    pub(super) fn put(&self, span: Span, bytes: &[u8]) -> Result<(), CudaError> {
         assert_eq!(span.bytes, bytes.len() as u64, "a range is written whole");
         // SAFETY: the range is inside the arena, as `pointer` asserts.
         unsafe { result::memcpy_htod_sync(self.memories.pointer(span), bytes) }.named("cuMemcpyHtoD")
     }
 
-    fn take<T: bytemuck::Pod>(&self, span: Span) -> Result<Vec<T>, CudaError> {
+    pub(super) fn take<T: bytemuck::Pod>(&self, span: Span) -> Result<Vec<T>, CudaError> {
         let mut all = vec![T::zeroed(); span.bytes as usize / size_of::<T>()];
         // SAFETY: as above.
         unsafe { result::memcpy_dtoh_sync(&mut all, self.memories.pointer(span)) }.named("cuMemcpyDtoH")?;
         Ok(all)
     }
 
-    fn packing_places(&self, p: &Packing) -> Places {
+    pub(super) fn packing_places(&self, p: &Packing) -> Places {
         let [rows, halves, counts, planes] = p.sizes(self.head_dim);
         let mut end = 0;
         let mut device = |bytes: u64| {
@@ -182,7 +182,7 @@ impl Bed {
     }
 
     /// Keys and values of a head.
-    fn rows_of(&self, p: &Packing, rows: Span, head: usize) -> [Pointer; 2] {
+    pub(super) fn rows_of(&self, p: &Packing, rows: Span, head: usize) -> [Pointer; 2] {
         let half = (p.units * UNIT * self.head_dim * 2) as u64;
         [0, 1].map(|which| self.memories.pointer(rows) + (2 * head as u64 + which) * half)
     }

@@ -10,6 +10,7 @@ mod models;
 mod ops;
 mod packed;
 mod placement;
+mod quantised;
 mod reference;
 mod run;
 mod small;

@@ -16,6 +16,7 @@ Examples:
   headinfer bench memory --plot memory.svg
   headinfer bench prefill -m random:small --context 16k
   headinfer bench decode -m random:small --context 128k --synthetic
+  headinfer bench quality -m ./my-model -f book.txt --kv-dtype int8
   headinfer bench overlap -m random:small --context 16k --placement offload --trace trace.json
   headinfer bench attention --device cpu
   headinfer bench link")]
@@ -30,6 +31,7 @@ pub(crate) enum Bench {
     Memory(MemoryArgs),
     Prefill(PrefillArgs),
     Decode(DecodeArgs),
+    Quality(QualityArgs),
     Overlap(OverlapArgs),
     Split(SplitArgs),
     Attention(AttentionArgs),
@@ -137,6 +139,55 @@ pub(crate) struct DecodeArgs {
 
     #[command(flatten)]
     pub(crate) guess: GuessArgs,
+}
+
+/// What --kv-dtype costs on a text: perplexity, KL divergence, same top tokens, needles' margins, against exact KV.
+///
+/// Two sessions take in the text side by side, one with exact K and V and one with those of --kv-dtype, and all their
+/// distributions are compared. Only what comes back from host memory is coded, in whole units of 256 tokens: a step's own
+/// tokens and the last few before it are as computed. So unless told otherwise all heads live there (--placement offload)
+/// and chunks are short (--chunk 256), and the report says what share of the keys was read back.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  headinfer bench quality -m ./my-model -f book.txt --kv-dtype int8
+  headinfer bench quality -m ./my-model --ids ids.safetensors --kv-dtype int4 --context 8k --tokens 64k --json")]
+pub(crate) struct QualityArgs {
+    /// Any MODEL that can be loaded.
+    #[arg(short, long, value_name = "MODEL", env = "HEADINFER_MODEL", hide_env_values = true)]
+    pub(crate) model: String,
+
+    #[command(flatten)]
+    pub(crate) text: QualityText,
+
+    /// Most tokens that one is predicted from; a longer text is taken in windows. Needles are hidden in as many.
+    #[arg(short, long, value_name = "N", value_parser = some_tokens, default_value = "4k")]
+    #[arg(env = "HEADINFER_CONTEXT", hide_env_values = true)]
+    pub(crate) context: usize,
+
+    /// Tokens to predict, at most.
+    #[arg(short = 'n', long, value_name = "N", value_parser = some_tokens, default_value = "16k")]
+    pub(crate) tokens: usize,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+/// Which text.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct QualityText {
+    /// The text.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// The text as token ids: safetensors with `ids` i32 `[n]`, or a JSON list.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ids: Option<PathBuf>,
 }
 
 /// One prefill step over a synthetic past: which lane did what when, and how much of the copies was hidden.
@@ -247,6 +298,13 @@ pub(crate) struct LinkArgs {
 const HEAD_DIM_MAX: usize = 256;
 /// Longest tile that is measured.
 const TILE_MAX: usize = 1 << 20;
+
+fn some_tokens(text: &str) -> Result<usize, String> {
+    match parse_tokens(text)? {
+        0 => Err("give at least 1".into()),
+        tokens => Ok(tokens),
+    }
+}
 
 fn head_dim(text: &str) -> Result<usize, String> {
     let fits = |n: &usize| (8..=HEAD_DIM_MAX).contains(n) && n.is_multiple_of(8);

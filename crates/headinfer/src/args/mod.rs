@@ -19,7 +19,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub(crate) use bench::{
     AttentionArgs, Bench, BenchArgs, DecodeArgs, IsaChoice, KernelChoice, LinkArgs, MeasureArgs, MemoryArgs,
-    OverlapArgs, PrefillArgs, SplitArgs,
+    OverlapArgs, PrefillArgs, QualityArgs, SplitArgs,
 };
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use environment::Environment;
@@ -29,7 +29,7 @@ pub(crate) use niah::NiahArgs;
 pub(crate) use plan::PlanArgs;
 pub(crate) use run::RunArgs;
 pub(crate) use serve::ServeArgs;
-pub(crate) use shared::{DeviceChoice, EngineArgs, GuessArgs, HostHeads, ModelArg, StoreArgs};
+pub(crate) use shared::{DeviceChoice, EngineArgs, GuessArgs, HostHeads, KvDtype, ModelArg, StoreArgs};
 
 /// Exact long-context LLM inference on one small GPU, or none.
 #[derive(Debug, Parser)]

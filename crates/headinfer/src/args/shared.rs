@@ -68,10 +68,13 @@ pub(crate) struct EngineArgs {
     #[arg(env = "HEADINFER_HOST_HEADS", hide_env_values = true)]
     pub(crate) host_heads: HostHeads,
 
-    /// What K and V in host memory are: as computed, or packed without losing a bit.
+    /// What K and V in host memory are: as computed, packed without losing a bit, or quantised.
     ///
     /// `bf16-packed` takes about three quarters of the memory and of the way over the link, and gives the same output to the
-    /// last bit. Heads that stay on the device and the session store have bf16 in any case. On `cpu` only.
+    /// `bf16-packed` takes about three quarters of the memory and of the way over the link, and gives the same output to the
+    /// last bit. `int8` and `int4` are lossy: about 1.9 and 3.6 times smaller, and the output is another one, which also
+    /// depends on what stays on the device; `headinfer bench quality` says how far off it is. Heads that stay on the device,
+    /// up to 255 tokens before the newest and the session store have bf16 in any case. On CUDA only bf16 works so far.
     #[arg(long, value_enum, value_name = "FORM", default_value_t = KvDtype::Bf16)]
     #[arg(env = "HEADINFER_KV_DTYPE", hide_env_values = true)]
     pub(crate) kv_dtype: KvDtype,
@@ -201,6 +204,10 @@ pub(crate) enum KvDtype {
     Bf16,
     /// The same bits in about three quarters of the bytes.
     Bf16Packed,
+    /// Lossy: 8 bits a value.
+    Int8,
+    /// Lossy: 4 bits a value.
+    Int4,
 }
 
 impl From<KvDtype> for KvFormat {
@@ -208,6 +215,8 @@ impl From<KvDtype> for KvFormat {
         match dtype {
             KvDtype::Bf16 => KvFormat::Bf16,
             KvDtype::Bf16Packed => KvFormat::Bf16Packed,
+            KvDtype::Int8 => KvFormat::Int8,
+            KvDtype::Int4 => KvFormat::Int4,
         }
     }
 }

@@ -127,6 +127,49 @@ fn splits_are_tried_one_after_another() {
 }
 
 #[test]
+fn quality_of_an_exact_form_is_that_of_the_exact_one() {
+    let line = "bench quality -m builtin:retrieval --device cpu -c 700 -n 1400 --json --ids";
+    let folder = tempfile::tempdir().unwrap();
+    let ids = folder.path().join("ids.json");
+    let list: Vec<u32> = (0..1401u32).map(|i| i * i % 97).collect();
+    std::fs::write(&ids, serde_json::to_string(&list).unwrap()).unwrap();
+    let report = |form: &str| run(&format!("{line} {} --kv-dtype {form}", ids.display())).json();
+    for form in ["bf16", "bf16-packed"] {
+        let report = report(form);
+        let zero = |field: &str| assert_eq!(report[field], 0.0, "{field}: {report}");
+        ["kl_mean_nats", "kl_max_nats"].map(zero);
+        assert_eq!(report["perplexity"], report["exact_perplexity"]);
+        assert_eq!((&report["same_top_fraction"], &report["lossy"]), (&1.0.into(), &false.into()));
+        assert_eq!(report["needles"]["margin_min"], report["needles"]["exact_margin_min"]);
+    }
+    let report = report("int4");
+    assert!(report["kl_mean_nats"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["kl_mean_nats"].as_f64() <= report["kl_max_nats"].as_f64(), "{report}");
+    assert_eq!(
+        (&report["lossy"], &report["tokens"], &report["context"]),
+        (&true.into(), &1400.into(), &700.into())
+    );
+    assert_eq!((&report["needles"]["trials"], &report["needles"]["correct"]), (&5.into(), &5.into()));
+    // Chunks of 256 in windows of 700: 256 tokens see none of the store, 256 see 256, 188 see 512.
+    let share = (256.0 * 256.0 + 188.0 * 512.0) / (700.0 * 701.0 / 2.0);
+    assert!((report["coded_share"].as_f64().unwrap() - share).abs() < 1e-9, "{report}");
+}
+
+#[test]
+fn quality_needs_a_text_and_a_store() {
+    let line = "bench quality -m builtin:retrieval --device cpu -c 700";
+    run(line).fails(2, &["--file", "--ids"]);
+    run(&format!("{line} -f README.md -c 0")).fails(2, &["-c", "at least 1"]);
+    let folder = tempfile::tempdir().unwrap();
+    let ids = folder.path().join("ids.json");
+    std::fs::write(&ids, "[1]").unwrap();
+    run(&format!("{line} --ids {}", ids.display())).fails(4, &["less than 2 tokens"]);
+    std::fs::write(&ids, "[1, 2, 3]").unwrap();
+    let line = format!("{line} --ids {} --kv-dtype int8 --placement resident", ids.display());
+    run(&line).fails(2, &["nothing is int8", "--placement offload"]);
+}
+
+#[test]
 fn memory_of_the_papers_case_is_flat_from_128k_to_4m() {
     let folder = tempfile::tempdir().unwrap();
     let plot = folder.path().join("memory.svg");

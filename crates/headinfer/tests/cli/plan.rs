@@ -91,6 +91,8 @@ fn kv_on_the_host_is_packed_where_someone_asks() {
     assert!(packed.0 > 1.3 && plain.1 / packed.1 > 1.27, "{packed:?}");
     let plan = run(&format!("{line} --kv-dtype bf16-packed"));
     assert!(plan.stdout.contains("KV bf16-packed (1.31 × smaller)"), "{plan:?}");
+    let plan = run(&format!("{line} --kv-dtype int4"));
+    assert!(plan.stdout.contains("KV int4 (3.56 × smaller, lossy"), "{plan:?}");
     run(&format!("{line} --kv-dtype int3")).fails(2, &["int3", "bf16-packed"]);
 }
 

@@ -7,7 +7,8 @@
 use super::Isa;
 use super::attention::{Geometry, HEAD_DIM_MAX, HeadTask, KvRows, StateMut, front};
 use super::decode_split::{Cut, Run, SPLIT_MAX};
-use super::packed::{PackedRows, UNIT};
+use super::packed::{self, PackedRows, UNIT};
+use super::quantised::QuantisedRows;
 use super::share::{portion, share};
 use super::simd::{Kernel, Simd, dispatch};
 
@@ -38,6 +39,8 @@ pub enum Keys<'a> {
     Plain(KvRows<'a>),
     /// In packed units, which are splits.
     Packed(PackedRows<'a>),
+    /// In quantised units, which are splits: as if they lay there decoded.
+    Quantised(QuantisedRows<'a>),
 }
 
 impl Keys<'_> {
@@ -45,6 +48,7 @@ impl Keys<'_> {
         match self {
             Self::Plain(rows) => rows.start,
             Self::Packed(rows) => rows.start,
+            Self::Quantised(rows) => rows.start,
         }
     }
 
@@ -52,6 +56,16 @@ impl Keys<'_> {
         match self {
             Self::Plain(rows) => rows.k.len() / d,
             Self::Packed(rows) => rows.rows(d),
+            Self::Quantised(rows) => rows.rows(d),
+        }
+    }
+
+    /// Bytes of a coded half of a unit of heads of `d` elements.
+    pub(super) fn half_bytes(&self, d: usize) -> Option<usize> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Packed(_) => Some(packed::half_bytes(d)),
+            Self::Quantised(rows) => Some(rows.format.half_bytes(d)),
         }
     }
 }
@@ -74,7 +88,7 @@ pub fn attend_decode(
     attend_decode_pieces(isa, geo, split, &mut heads.collect::<Vec<_>>(), scratch);
 }
 
-/// As [`attend_decode`] over the rows of all pieces, with the same bits as if they lay together and were not packed.
+/// As [`attend_decode`] over the rows of all pieces, with the same bits as if they lay together and were not coded.
 pub fn attend_decode_pieces(
     isa: Isa,
     geo: &Geometry,
@@ -86,8 +100,8 @@ pub fn attend_decode_pieces(
     assert!(split <= SPLIT_MAX, "splits of {split} keys");
     let Some(first) = heads.first() else { return };
     let rows = first.state.max.len();
-    let packed = first.pieces.iter().any(|keys| matches!(keys, Keys::Packed(_)));
-    assert!(!packed || split == UNIT, "splits of {split} keys of packed units");
+    let coded = first.pieces.iter().any(|keys| keys.half_bytes(geo.head_dim).is_some());
+    assert!(!coded || split == UNIT, "splits of {split} keys of coded units");
     let keys: usize = first.pieces.iter().map(|keys| keys.rows(geo.head_dim)).sum();
     let cuts = first.pieces.iter().enumerate();
     let cuts = cuts.flat_map(|(piece, keys)| cuts_of(piece, keys.start(), keys.rows(geo.head_dim), split));

@@ -3,15 +3,15 @@
 //!
 //! bf16 rows are read in place as even and odd elements, one operation a vector; queries and accumulators are kept in
 //! that order. Per split first all of K, then all of V; what comes next is asked for line by line meanwhile, a whole
-//! half of a split ahead. A packed split is unpacked to memory of the thread, which stays in its second cache; the next
-//! one is asked for meanwhile, a quarter of it during each half's unpacking, the scores and the sums.
+//! half of a split ahead. A coded split is decoded to memory of the thread, which stays in its second cache; the next
+//! one is asked for meanwhile, a quarter of it during each half's decoding, the scores and the sums.
 
 use std::cell::Cell;
 
 use super::attention::{Geometry, HEAD_DIM_MAX, aligned_parts};
 use super::decode::Keys;
 use super::decode_sums::{Ahead, Split};
-use super::packed::{PackedRows, half_bytes};
+use super::quantised::{Half, Quantised};
 use super::simd::{Kernel, Simd};
 
 /// Keys of a split, at most.
@@ -53,6 +53,17 @@ impl<'a> Run<'a> {
         match self.keys {
             Keys::Plain(rows) => bytemuck::cast_slice(&rows.k[cut.from * d..]),
             Keys::Packed(packed) => packed.from(cut.from / SPLIT_MAX, d),
+            Keys::Quantised(rows) => rows.from(cut.from / SPLIT_MAX, d),
+        }
+    }
+
+    /// A quarter of a coded unit is about as many times smaller than half a plain one, as a power of two.
+    fn shift(&self) -> u32 {
+        match self.keys {
+            Keys::Plain(_) => 0,
+            Keys::Packed(_) => 1,
+            Keys::Quantised(rows) if rows.format == Quantised::Int8 => 2,
+            Keys::Quantised(_) => 3,
         }
     }
 
@@ -68,8 +79,8 @@ impl<'a> Run<'a> {
 }
 
 thread_local! {
-    /// K and V of a split, unpacked; kept, as the system takes its time to hand out so much zeroed memory.
-    static UNPACKED: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
+    /// K and V of a split, decoded; kept, as the system takes its time to hand out so much zeroed memory.
+    static DECODED: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
 }
 
 impl Kernel for Run<'_> {
@@ -86,9 +97,9 @@ impl Kernel for Run<'_> {
         let half = if width == d { 0 } else { SPLIT_MAX * width };
         let mut padded = vec![0; 2 * half];
         let (padded_k, padded_v) = padded.split_at_mut(half);
-        let mut unpacked = UNPACKED.take();
-        if matches!(self.keys, Keys::Packed(_)) {
-            unpacked.resize(2 * SPLIT_MAX * HEAD_DIM_MAX, 0);
+        let mut decoded = DECODED.take();
+        if self.keys.half_bytes(d).is_some() {
+            decoded.resize(2 * SPLIT_MAX * HEAD_DIM_MAX, 0);
         }
         let partials = std::mem::take(&mut self.partials);
         for (i, partial) in partials.chunks_mut(rows * (d + 2)).enumerate() {
@@ -96,11 +107,11 @@ impl Kernel for Run<'_> {
             let next = self.cuts.get(i + 1).map_or(self.next, |cut| self.bytes_from(cut));
             let (k, v) = match self.keys {
                 Keys::Plain(kv) => (&kv.k[cut.from * d..cut.to * d], &kv.v[cut.from * d..cut.to * d]),
-                Keys::Packed(packed) => {
-                    let (k, v) = unpacked.split_at_mut(SPLIT_MAX * HEAD_DIM_MAX);
+                coded => {
+                    let (k, v) = decoded.split_at_mut(SPLIT_MAX * HEAD_DIM_MAX);
                     let (k, v) = (&mut k[..SPLIT_MAX * d], &mut v[..SPLIT_MAX * d]);
                     if self.sees(cut) {
-                        unpack::<S>(&packed, cut, d, (&mut *k, &mut *v), next);
+                        decode::<S>(&coded, cut, d, (&mut *k, &mut *v), next);
                     }
                     (&*k, &*v)
                 }
@@ -110,38 +121,40 @@ impl Kernel for Run<'_> {
                 true => (k, v),
                 false => (pad(k, d, padded_k, width), pad(v, d, padded_v, width)),
             };
-            let ahead = match (self.keys, ends) {
+            let ahead = match (self.keys.half_bytes(d), ends) {
                 // Nothing to ask for but what is there.
-                (Keys::Plain(_), true) => Ahead { scores: v.as_ptr(), sums: k.as_ptr(), halved: 0 },
-                (Keys::Packed(_), true) => Ahead { scores: k.as_ptr(), sums: k.as_ptr(), halved: 1 },
-                (Keys::Plain(_), false) => {
-                    Ahead { scores: v.as_ptr(), sums: next.as_ptr().cast(), halved: 0 }
-                }
-                (Keys::Packed(_), false) => {
-                    let quarter = |i| next.as_ptr().wrapping_add(i * half_bytes(d) / 2).cast();
-                    Ahead { scores: quarter(2), sums: quarter(3), halved: 1 }
+                (None, true) => Ahead { scores: v.as_ptr(), sums: k.as_ptr(), shift: 0 },
+                (Some(_), true) => Ahead { scores: k.as_ptr(), sums: k.as_ptr(), shift: 1 },
+                (None, false) => Ahead { scores: v.as_ptr(), sums: next.as_ptr().cast(), shift: 0 },
+                (Some(half), false) => {
+                    let quarter = |i| next.as_ptr().wrapping_add(i * half / 2).cast();
+                    Ahead { scores: quarter(2), sums: quarter(3), shift: self.shift() }
                 }
             };
             let split = Split { k, v, width, ahead, start: self.keys.start() + cut.from as u64 };
             split.attend_all::<S>(self.geo, q, partial, rows);
         }
-        UNPACKED.set(unpacked);
+        DECODED.set(decoded);
     }
 }
 
-/// K and V of a unit; meanwhile the first half of the `next` one is asked for.
+/// K and V of a coded unit; meanwhile the first half of the `next` one is asked for.
 #[inline(always)]
-fn unpack<S: Simd>(
-    packed: &PackedRows<'_>,
-    cut: &Cut,
-    d: usize,
-    (k, v): (&mut [u16], &mut [u16]),
-    next: &[u8],
-) {
-    let next = &next[..next.len().min(half_bytes(d))];
+fn decode<S: Simd>(keys: &Keys<'_>, cut: &Cut, d: usize, (k, v): (&mut [u16], &mut [u16]), next: &[u8]) {
+    let next = &next[..next.len().min(keys.half_bytes(d).unwrap_or_default())];
     let (first, second) = next.split_at(next.len() / 2);
-    S::call(packed.unpack(d, (cut.from / SPLIT_MAX, 0), k, first));
-    S::call(packed.unpack(d, (cut.from / SPLIT_MAX, 1), v, second));
+    let unit = cut.from / SPLIT_MAX;
+    match keys {
+        Keys::Plain(_) => {}
+        Keys::Packed(rows) => {
+            S::call(rows.unpack(d, (unit, 0), k, first));
+            S::call(rows.unpack(d, (unit, 1), v, second));
+        }
+        Keys::Quantised(rows) => {
+            S::call(rows.dequantise(d, (unit, Half::Keys), k, first));
+            S::call(rows.dequantise(d, (unit, Half::Values), v, second));
+        }
+    }
 }
 
 /// Queries scaled, by log2(e) too, in the order of use: for each few rows, for each vector of pairs, for each row, even

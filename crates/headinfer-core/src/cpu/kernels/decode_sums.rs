@@ -43,17 +43,17 @@ pub(super) struct Ahead {
     pub(super) scores: *const u16,
     /// While values are summed, as many as V has.
     pub(super) sums: *const u16,
-    /// 1 for half as many.
-    pub(super) halved: u32,
+    /// Fewer by this power of two.
+    pub(super) shift: u32,
 }
 
 impl Ahead {
     fn scores(&self) -> Walk {
-        Walk { at: self.scores, line: LINE >> self.halved }
+        Walk { at: self.scores, line: LINE >> self.shift }
     }
 
     fn sums(&self) -> Walk {
-        Walk { at: self.sums, line: LINE >> self.halved }
+        Walk { at: self.sums, line: LINE >> self.shift }
     }
 }
 

@@ -15,6 +15,7 @@ mod linear_panels;
 pub mod packed;
 mod prefill;
 mod prefill_strip;
+pub mod quantised;
 mod share;
 mod simd;
 
@@ -24,6 +25,7 @@ pub use elementwise::{embed, rms_norm, swiglu};
 pub use linear::{Product, WeightMatrix, linear};
 pub use packed::PackedRows;
 pub use prefill::attend_prefill;
+pub use quantised::QuantisedRows;
 
 /// Instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,3 +75,5 @@ impl Isa {
 mod attention_tests;
 #[cfg(test)]
 mod packed_tests;
+#[cfg(test)]
+mod quantised_tests;

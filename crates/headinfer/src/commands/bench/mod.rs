@@ -8,6 +8,7 @@ mod link;
 mod memory;
 mod overlap;
 mod prefill;
+mod quality;
 mod report;
 mod split;
 mod steps;
@@ -28,6 +29,7 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
             Some(text) => guesses::run(args, text, environment),
             None => decode::run(args, environment),
         },
+        Bench::Quality(args) => quality::run(args, environment),
         Bench::Overlap(args) => overlap::run(args, environment),
         Bench::Split(args) => split::run(args, environment),
         Bench::Attention(args) => attention::run(args, environment),

@@ -18,7 +18,7 @@ use crate::model_source::ModelSource;
 use crate::output::OutFile;
 use crate::progress::Prefill;
 use crate::{device, interrupt, open, output};
-use words::Words;
+pub(crate) use words::Words;
 
 /// Hides, asks and prints.
 ///

@@ -12,7 +12,7 @@ use crate::model_source::Model;
 const CHAIN: u8 = 3;
 
 /// How to ask one model.
-pub(super) enum Words {
+pub(crate) enum Words {
     /// In tokens of its own, through so many needles.
     Codes(Box<Retrieval>, usize),
     /// In English.
@@ -24,7 +24,7 @@ impl Words {
     ///
     /// # Errors
     /// When it has none, or `chain` has no meaning for it.
-    pub(super) fn of(model: &Model, chain: Option<u8>) -> Result<Self> {
+    pub(crate) fn of(model: &Model, chain: Option<u8>) -> Result<Self> {
         if let Some(retrieval) = model.retrieval() {
             return Ok(Self::Codes(Box::new(retrieval), usize::from(chain.unwrap_or(CHAIN))));
         }
@@ -40,7 +40,7 @@ impl Words {
     ///
     /// # Errors
     /// When the request cannot be met.
-    pub(super) fn haystack(&self, request: &Request) -> Result<Haystack> {
+    pub(crate) fn haystack(&self, request: &Request) -> Result<Haystack> {
         match self {
             Self::Codes(retrieval, chain) => Ok(code_haystack(retrieval, request, *chain)?),
             Self::Text(tokenizer, bos) => {
