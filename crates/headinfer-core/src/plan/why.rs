@@ -104,13 +104,16 @@ fn host(plan: &Plan) -> Option<String> {
 fn coded(plan: &Plan) -> Option<String> {
     let (kv, d) = (plan.knobs().kv, plan.spec.head_dim);
     plan.coded().then(|| {
+        let planes = match kv.quantised() {
+            None => format!("{} planes for halves that do not shrink so far", plan.layout().planes(&plan.spec)),
+            Some(_) => "not all of what was computed".into(),
+        };
         format!(
-            "K and V on the host are {}, {} instead of {} a head's {UNIT} tokens, and {} planes for halves that do not \
-             shrink so far; tokens after the last {UNIT} wait on the device, {} in all",
+            "K and V on the host are {}, {} instead of {} a head's {UNIT} tokens, and {planes}; tokens after the last \
+             {UNIT} wait on the device, {} in all",
             kv.name(),
             Bytes(2 * kv.half_bytes(d) as u64),
             Bytes(2 * KvFormat::Bf16.half_bytes(d) as u64),
-            plan.layout().planes(&plan.spec),
             Bytes(plan.layout().region_bytes(RegionId::OpenKv)),
         )
     })

@@ -62,7 +62,7 @@ fn tiles_groups_and_the_order_of_lanes_change_no_bit_of_a_lossy_answer() {
                 ring_slots: Some(1 + seed as usize % 3),
                 ..Overrides::default()
             };
-            let options = CpuOptions { order: LaneOrder::Seeded(seed), ..CpuOptions::default() };
+            let options = CpuOptions { order: LaneOrder::Interleaved(seed), ..CpuOptions::default() };
             let mut other = open(&spec, &weights, &offload(kv, more), &options);
             assert!(logits(&mut other, &ids(1100), 8) == expected, "{kv:?} {:?}", other.plan().knobs());
         }

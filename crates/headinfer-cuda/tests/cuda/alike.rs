@@ -35,7 +35,7 @@ fn a_row_has_the_same_bits_in_any_company() {
             tile: Some(256 * (1 + draw.below(3))),
             heads_per_group: Some(1 + draw.below(kv_heads)),
             resident_heads: Some(draw.below(layers * kv_heads + 1)),
-            kv: draw.of(&KvFormat::ALL),
+            kv: draw.of(&KvFormat::EXACT),
             ..Overrides::default()
         };
         let mode = draw.of(&[WeightsMode::Resident, WeightsMode::Stream]);

@@ -67,7 +67,8 @@ fn heads_of_the_cpu_are_as_exact_as_bf16_allows_and_no_delay_changes_a_bit() {
         let exact = of(Rounding::Exact);
         let allowed = 2.0 * relative_error(&of(Rounding::Plain), &exact) + 1.0 / 512.0;
         let all = case.spec.layers * case.spec.kv_heads;
-        for (host, kv) in [1, all / 2, all].into_iter().flat_map(|host| KvFormat::ALL.map(|kv| (host, kv))) {
+        for (host, kv) in [1, all / 2, all].into_iter().flat_map(|host| KvFormat::EXACT.map(|kv| (host, kv)))
+        {
             let mut first: Option<Vec<f32>> = None;
             for round in 0..4 {
                 let overrides = Overrides {

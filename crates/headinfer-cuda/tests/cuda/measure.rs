@@ -19,7 +19,7 @@ fn a_synthetic_past_has_the_bytes_of_its_law_wherever_it_is_kept() {
     }
     let spec = tiny(2, 4, 2, 72);
     let (rows, seed) = (801, 7);
-    for kv in KvFormat::ALL {
+    for kv in KvFormat::EXACT {
         let overrides = Overrides {
             tile: Some(256),
             heads_per_group: Some(1),

@@ -71,7 +71,6 @@ pub(crate) struct EngineArgs {
     /// What K and V in host memory are: as computed, packed without losing a bit, or quantised.
     ///
     /// `bf16-packed` takes about three quarters of the memory and of the way over the link, and gives the same output to the
-    /// `bf16-packed` takes about three quarters of the memory and of the way over the link, and gives the same output to the
     /// last bit. `int8` and `int4` are lossy: about 1.9 and 3.6 times smaller, and the output is another one, which also
     /// depends on what stays on the device; `headinfer bench quality` says how far off it is. Heads that stay on the device,
     /// up to 255 tokens before the newest and the session store have bf16 in any case. On CUDA only bf16 works so far.
