@@ -18,8 +18,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub(crate) use bench::{
-    AttentionArgs, Bench, BenchArgs, DecodeArgs, KernelChoice, LinkArgs, MeasureArgs, MemoryArgs,
-    OverlapArgs, PrefillArgs,
+    AttentionArgs, Bench, BenchArgs, DecodeArgs, KernelChoice, KernelsArgs, LinkArgs, MeasureArgs,
+    MemoryArgs, OverlapArgs, PrefillArgs,
 };
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use environment::Environment;
