@@ -127,7 +127,8 @@ impl Cuda {
         let inv_freq = plan.spec.rope.inv_freq(plan.spec.head_dim);
         let host = Handover::open(&plan, &memories, options.host_threads)?;
         let stats = Stats { host_bytes: memories.host.bytes(), ..Stats::default() };
-        let mut executor = Executor { plan, memories, kernels, gemm, inv_freq };
+        let mut executor =
+            Executor { plan, memories, kernels, gemm, inv_freq, early: context.info.starts_early() };
         executor.warm(lanes[0].raw())?;
         lanes[0].synchronize()?;
         let mut this = Self {
@@ -321,7 +322,7 @@ impl Cuda {
         if let Some(seed) = &mut self.delays {
             self.executor.kernels.delay(stream, next_random(seed) % DELAY_NS_MAX)?;
         }
-        self.executor.execute(&schedule.step, &command.op, stream)?;
+        self.executor.execute(&schedule.step, &command.op, stream, command.waits.is_empty())?;
         let lane = self.lane(command.lane);
         match command.signals {
             _ if self.keep_timeline => lane.record(self.stamps.get(2 * index + 1)),

@@ -46,6 +46,11 @@ impl DeviceInfo {
         format!("sm_{major}{minor}{}", if major == 9 { "a" } else { "" })
     }
 
+    /// Whether a kernel may start while the one before it still runs.
+    pub(crate) fn starts_early(&self) -> bool {
+        self.sm.major >= 9
+    }
+
     /// The kernel that computes prefill attention of heads of `head_dim` elements here, if nobody asks for another.
     pub fn prefill_kernel(&self, head_dim: usize) -> PrefillKernel {
         let hopper = (self.sm.major, self.sm.minor) == (9, 0) && libraries::has_tensor_maps();

@@ -7,16 +7,17 @@ use cudarc::driver::sys::CUstream;
 use headinfer_core::model::spec::{LayerTensor, TensorId};
 use headinfer_core::plan::{
     DECODE_ROWS, Heads, Memory, NormKind, Op, Operands, Part, Plan, Role, Span, Step, WeightBlock,
+    WeightPlace,
 };
 
 use crate::arena::{Memories, Pointer};
 use crate::error::CudaError;
 use crate::gemm::{Gemm, Output, Shape};
-use crate::launch::Kernels;
 use crate::launch::attention_prefill::Attention;
 use crate::launch::embed::Angles;
 use crate::launch::product;
 use crate::launch::project::Projection;
+use crate::launch::{Kernels, Start};
 
 pub(crate) struct Executor {
     pub(crate) plan: Arc<Plan>,
@@ -24,13 +25,27 @@ pub(crate) struct Executor {
     pub(crate) kernels: Kernels,
     pub(crate) gemm: Gemm,
     pub(crate) inv_freq: Vec<f64>,
+    /// Whether the device starts kernels early.
+    pub(crate) early: bool,
 }
 
 impl Executor {
-    pub(crate) fn execute(&mut self, step: &Step, op: &Op, stream: CUstream) -> Result<(), CudaError> {
+    /// With `alone` no event is waited for right before: kernels may then start early, where the device has that.
+    pub(crate) fn execute(
+        &mut self,
+        step: &Step,
+        op: &Op,
+        stream: CUstream,
+        alone: bool,
+    ) -> Result<(), CudaError> {
         let operands = self.plan.operands(step, op);
         let plan = self.plan.clone();
-        let mut run = Run { x: self, plan: &plan, o: &operands, step, stream };
+        // Products read the first weights before their turn, so these must not be on their way into a slot. A chunk's
+        // kernels are long, and its products are cuBLASLt's.
+        let early =
+            alone && self.early && step.rows <= DECODE_ROWS && plan.knobs().weights == WeightPlace::Resident;
+        let mut run =
+            Run { x: self, plan: &plan, o: &operands, step, stream, start: Start::new(stream, early) };
         match *op {
             Op::Embed => run.embed(),
             Op::FetchWeights { .. } => run.copy(&[(Role::HostWeights, Role::LayerWeights)]),
@@ -65,7 +80,7 @@ impl Executor {
             });
             let ops = [Op::Project { layer: 0 }, Op::OutProject { layer: 0 }, mlp];
             for op in ops.into_iter().chain(head.collect::<Vec<_>>()) {
-                self.execute(&step, &op, stream)?;
+                self.execute(&step, &op, stream, false)?;
             }
         }
         Ok(())
@@ -79,6 +94,8 @@ struct Run<'a> {
     o: &'a Operands,
     step: &'a Step,
     stream: CUstream,
+    /// When kernels start that may do so early.
+    start: Start,
 }
 
 impl Run<'_> {
@@ -132,7 +149,7 @@ impl Run<'_> {
     fn rms_norm(&mut self, weight: Pointer, rows: usize) -> Result<(), CudaError> {
         let spec = &self.plan.spec;
         let (from, weight) = ((self.at(Role::Hidden, 0), rows), (weight, spec.hidden));
-        self.x.kernels.rms_norm(self.stream, from, weight, self.at(Role::Normed, 0), spec.norm_eps)
+        self.x.kernels.rms_norm(self.start, from, weight, self.at(Role::Normed, 0), spec.norm_eps)
     }
 
     fn project(&mut self, layer: usize) -> Result<(), CudaError> {
@@ -156,7 +173,7 @@ impl Run<'_> {
             group: spec.group(),
             eps: spec.norm_eps,
         };
-        self.x.kernels.project(self.stream, &projection)?;
+        self.x.kernels.project(self.start, &projection)?;
         self.give_queries(layer)
     }
 
@@ -214,7 +231,7 @@ impl Run<'_> {
         }
         let partials = self.span(Role::Partials, 0);
         let partials = (self.x.memories.pointer(partials), partials.bytes / 4);
-        self.x.kernels.attention_decode(self.stream, &attention, partials)
+        self.x.kernels.attention_decode(self.start, &attention, partials)
     }
 
     fn out_project(&mut self, layer: usize) -> Result<(), CudaError> {
@@ -238,7 +255,7 @@ impl Run<'_> {
         self.fused(layer, &[(T::Gate, width), (T::Up, width)], normed, scratch, rows)?;
         let bias = |tensor| if spec.mlp_bias { self.weight(TensorId::Layer(layer, tensor)) } else { 0 };
         let biases = (bias(T::GateBias), bias(T::UpBias));
-        self.x.kernels.swiglu(self.stream, (scratch, rows), width, biases)?;
+        self.x.kernels.swiglu(self.start, (scratch, rows), width, biases)?;
         let bias = spec.mlp_bias.then_some(T::DownBias);
         self.onto_residual(
             layer,
@@ -312,7 +329,7 @@ impl Run<'_> {
         let out = self.plan.spec.hidden;
         if let Some(bias) = bias {
             let bias = (self.weight(TensorId::Layer(layer, bias)), out);
-            self.x.kernels.add_bias(self.stream, (to, rows), bias)?;
+            self.x.kernels.add_bias(self.start, (to, rows), bias)?;
         }
         let shape = Shape { rows, out, inner, from_stride, to_stride: out, to: Output::Accumulate };
         self.product(shape, self.weight(TensorId::Layer(layer, tensor)), from, to)
@@ -320,7 +337,7 @@ impl Run<'_> {
 
     fn product(&mut self, s: Shape, weight: Pointer, from: Pointer, to: Pointer) -> Result<(), CudaError> {
         if product::fits(&s) {
-            return self.x.kernels.product(self.stream, s, weight, from, to);
+            return self.x.kernels.product(self.start, s, weight, from, to);
         }
         let workspace = self.at(Role::Workspace, 0);
         self.x.gemm.run(self.stream, s, weight, from, to, workspace)

@@ -47,7 +47,7 @@ const DRIVER: [&str; 36] = [
     "cuModuleUnload",
     "cuModuleGetFunction",
     "cuFuncSetAttribute",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
 ];
 
 /// Functions of NVRTC.

@@ -201,6 +201,8 @@ __device__ __forceinline__ void store_partial(const AttendParams &p, const Share
 
 // Grid (splits * row_tiles, heads): tiles of one split run together and find its keys in the cache.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, HEAD_DIM <= 64 ? 3 : 1) attention_decode(const __grid_constant__ AttendParams p) {
+    let_next_start();
+    await_previous();
     extern __shared__ float memory[];
     Shared &shared = *(Shared *)memory;
     u32 split = blockIdx.x / p.row_tiles, tile_row = blockIdx.x % p.row_tiles * ROWS;
@@ -236,6 +238,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, HEAD_DIM <= 64 ? 3 : 1)
 // Folds the launch's splits into the carried state, or with `first` into an empty one. Grid (rows, heads), a thread
 // per dimension; every thread keeps the sum.
 extern "C" __global__ void attention_merge(const __grid_constant__ AttendParams p) {
+    let_next_start();
+    await_previous();
     __shared__ float max[MERGED], sum[MERGED], keep[MERGED], add[MERGED];
     u32 row = blockIdx.x, column = threadIdx.x;
     bool inside = column < HEAD_DIM;

@@ -10,6 +10,8 @@ struct NormParams {
 
 // One block a row.
 extern "C" __global__ void rms_norm(const NormParams p) {
+    let_next_start();
+    await_previous();
     u64 row = blockIdx.x;
     const float4 *from = (const float4 *)(p.from + row * p.width);
     float squares = 0.0f;

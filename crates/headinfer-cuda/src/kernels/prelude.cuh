@@ -48,6 +48,21 @@ __device__ __forceinline__ float block_sum(float x) {
     return warp_sum(x);
 }
 
+// Programmatic dependent launch: a kernel that is launched early has blocks on the device while the one before it in
+// its stream still runs. Such a kernel calls both of these, the second before it reads or writes anything that
+// others write: then all earlier kernels have ended, as each of them waited in its turn.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ __forceinline__ void await_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Fragments of m16n8k16 with g = lane / 4 and t = lane % 4, a register holding two neighbours in k:
 //   a: (row g, k 2t), (row g + 8, k 2t), (row g, k 2t + 8), (row g + 8, k 2t + 8)
 //   b: (k 2t, column g), (k 2t + 8, column g)

@@ -55,7 +55,30 @@ template <int ROWS> __device__ __forceinline__ const bf16 *row_of(const ProductP
     return p.from + (u64)(ROWS > EXACT ? min((u32)r, p.rows - 1) : r) * p.from_stride;
 }
 
+typedef uint4 Weights[UNROLL][OUTPUTS];
+
+// A step of UNROLL * WARP_ELEMENTS columns: this lane's weights from column k on.
+__device__ __forceinline__ void load_step(Weights &w, const bf16 *const (&weight)[OUTPUTS], u32 k) {
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++)
+#pragma unroll
+        for (int j = 0; j < OUTPUTS; j++) w[u][j] = load_weight(weight[j] + k + u * WARP_ELEMENTS);
+}
+
+template <int ROWS>
+__device__ __forceinline__ void add_step(float (&sums)[OUTPUTS][ROWS][2], const ProductParams &p, const Weights &w, u32 k) {
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            uint4 x = *(const uint4 *)(row_of<ROWS>(p, r) + k + u * WARP_ELEMENTS);
+#pragma unroll
+            for (int j = 0; j < OUTPUTS; j++) add_products(sums[j][r], w[u][j], x);
+        }
+}
+
 template <int ROWS> __device__ __forceinline__ void product(const ProductParams &p) {
+    let_next_start();
     u32 lane = threadIdx.x & 31;
     u32 first = (blockIdx.x * WARPS + (threadIdx.x >> 5)) * OUTPUTS;
     if (first >= p.out) return;
@@ -63,22 +86,15 @@ template <int ROWS> __device__ __forceinline__ void product(const ProductParams 
 #pragma unroll
     for (int j = 0; j < OUTPUTS; j++) weight[j] = p.weight + (u64)min(first + j, p.out - 1) * p.inner;
     float sums[OUTPUTS][ROWS][2] = {};
-    u32 base = 0;
-    for (; base + UNROLL * WARP_ELEMENTS <= p.inner; base += UNROLL * WARP_ELEMENTS) {
-        uint4 w[UNROLL][OUTPUTS];
-        u32 k = base + lane * LANE_ELEMENTS;
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++)
-#pragma unroll
-            for (int j = 0; j < OUTPUTS; j++) w[u][j] = load_weight(weight[j] + k + u * WARP_ELEMENTS);
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++)
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                uint4 x = *(const uint4 *)(row_of<ROWS>(p, r) + k + u * WARP_ELEMENTS);
-#pragma unroll
-                for (int j = 0; j < OUTPUTS; j++) add_products(sums[j][r], w[u][j], x);
-            }
+    u32 base = 0, step = UNROLL * WARP_ELEMENTS;
+    Weights w;
+    // No kernel writes weights: the first ones are on their way before x is there.
+    if (step <= p.inner) load_step(w, weight, lane * LANE_ELEMENTS);
+    await_previous();
+    while (base + step <= p.inner) {
+        add_step<ROWS>(sums, p, w, base + lane * LANE_ELEMENTS);
+        base += step;
+        if (base + step <= p.inner) load_step(w, weight, base + lane * LANE_ELEMENTS);
     }
     for (u32 k = base + lane * LANE_ELEMENTS; k < p.inner; k += WARP_ELEMENTS)
 #pragma unroll

@@ -79,6 +79,8 @@ __device__ __forceinline__ void store_head(const Half &x, bf16 *to, u32 half) {
 // A warp per row and head; grid (rows, warps of heads). Heads count all query heads, then keys, then values, of
 // this launch's KV heads.
 extern "C" __global__ void project(const __grid_constant__ ProjectParams p) {
+    let_next_start();
+    await_previous();
     u64 row = blockIdx.x;
     u32 unit = blockIdx.y * (blockDim.x >> 5) + (threadIdx.x >> 5);
     u32 queries = p.heads * p.group, d = p.head_dim, half = d / 2;

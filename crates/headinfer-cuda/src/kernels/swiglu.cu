@@ -19,6 +19,8 @@ __device__ __forceinline__ u32 swiglu_pair(u32 gate, u32 up, u32 gate_bias, u32 
 
 // Eight elements a thread.
 extern "C" __global__ void swiglu(const SwigluParams p) {
+    let_next_start();
+    await_previous();
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= p.count) return;
     u32 vectors = p.width / 8, column = (u32)(i % vectors);

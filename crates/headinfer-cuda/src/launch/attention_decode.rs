@@ -1,10 +1,9 @@
 //! Decode attention: splits in waves, each followed by folding it into the carried state.
 
-use cudarc::driver::sys::CUstream;
 use headinfer_core::plan::{BLOCK, SPLIT, Step};
 
 use super::attention_prefill::Attention;
-use super::{Kernels, Spread, launch};
+use super::{Kernels, Spread, Start, launch};
 use crate::arena::Pointer;
 use crate::error::CudaError;
 
@@ -22,7 +21,7 @@ impl Kernels {
     /// Few rows, each of which gets the bits that it would have in a step of its own. `partials` holds `floats` f32: what is in flight at once follows from it, the result does not.
     pub(crate) fn attention_decode(
         &self,
-        stream: CUstream,
+        start: Start,
         a: &Attention<'_>,
         (partials, floats): (Pointer, u64),
     ) -> Result<(), CudaError> {
@@ -47,11 +46,11 @@ impl Kernels {
                 shared: shared_bytes(self.head_dim),
             };
             // SAFETY: the kernel's layout; the addresses are the op's spans.
-            unsafe { launch(self.attention_decode, &spread, stream, "attention_decode", &mut params) }?;
+            unsafe { launch(self.attention_decode, &spread, start, "attention_decode", &mut params) }?;
             let block = self.head_dim.next_multiple_of(32) as u32;
             let spread = Spread { grid: (params.rest.rows, heads as u32), block, shared: 0 };
             // SAFETY: as above.
-            unsafe { launch(self.attention_merge, &spread, stream, "attention_merge", &mut params) }?;
+            unsafe { launch(self.attention_merge, &spread, start, "attention_merge", &mut params) }?;
         }
         Ok(())
     }

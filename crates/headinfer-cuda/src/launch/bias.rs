@@ -1,8 +1,6 @@
 //! A bias on rows of the residual stream.
 
-use cudarc::driver::sys::CUstream;
-
-use super::{Kernels, Spread, launch};
+use super::{Kernels, Spread, Start, launch};
 use crate::arena::Pointer;
 use crate::error::CudaError;
 
@@ -19,13 +17,13 @@ impl Kernels {
     /// Adds the bf16 `bias` `[width]` to each of the f32 rows.
     pub(crate) fn add_bias(
         &self,
-        stream: CUstream,
+        start: Start,
         (to, rows): (Pointer, usize),
         (bias, width): (Pointer, usize),
     ) -> Result<(), CudaError> {
         let mut params = BiasParams { rows: to, bias, width: width as u32 };
         let spread = Spread { grid: (rows as u32, 1), block: THREADS, shared: 0 };
         // SAFETY: the kernel's layout; the addresses are the op's spans.
-        unsafe { launch(self.add_bias, &spread, stream, "add_bias", &mut params) }
+        unsafe { launch(self.add_bias, &spread, start, "add_bias", &mut params) }
     }
 }

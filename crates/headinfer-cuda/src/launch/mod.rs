@@ -19,7 +19,10 @@ pub(crate) mod swiglu;
 use std::ffi::{CString, c_void};
 use std::path::Path;
 
-use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule, CUstream};
+use cudarc::driver::sys::{
+    CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUlaunchConfig, CUmodule, CUstream,
+};
 use cudarc::driver::{result, sys};
 use rayon::prelude::*;
 
@@ -175,6 +178,28 @@ fn prefer_shared(function: CUfunction) -> Result<CUfunction, CudaError> {
     Ok(function)
 }
 
+/// When a kernel starts.
+#[derive(Clone, Copy)]
+pub(crate) struct Start {
+    stream: CUstream,
+    early: bool,
+}
+
+impl Start {
+    /// After what is on `stream`. With `early`, on devices from 9.0 on, it may start while the kernel in front of it
+    /// still runs (programmatic dependent launch): for kernels that call `await_previous`, with weights that stay where
+    /// they are, and where nothing but a kernel is in front.
+    pub(crate) fn new(stream: CUstream, early: bool) -> Self {
+        Self { stream, early }
+    }
+}
+
+impl From<CUstream> for Start {
+    fn from(stream: CUstream) -> Self {
+        Self::new(stream, false)
+    }
+}
+
 /// How a kernel is spread.
 struct Spread {
     grid: (u32, u32),
@@ -186,34 +211,37 @@ struct Spread {
 ///
 /// # Safety
 /// `P` has the kernel's layout, and its addresses are valid for what the kernel does with them in the order of
-/// `stream`.
+/// the stream.
 unsafe fn launch<P>(
     function: CUfunction,
     spread: &Spread,
-    stream: CUstream,
+    start: impl Into<Start>,
     name: &'static str,
     params: &mut P,
 ) -> Result<(), CudaError> {
+    let Start { stream, early } = start.into();
     let mut list = [std::ptr::from_mut(params).cast::<c_void>()];
-    let (x, y) = spread.grid;
+    let mut overlap = CUlaunchAttribute {
+        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: Default::default(),
+        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = CUlaunchConfig {
+        gridDimX: spread.grid.0,
+        gridDimY: spread.grid.1,
+        gridDimZ: 1,
+        blockDimX: spread.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: spread.shared,
+        hStream: stream,
+        attrs: &raw mut overlap,
+        numAttrs: u32::from(early),
+    };
     // SAFETY: the caller's promise; the driver copies the parameters before it returns.
-    unsafe {
-        sys::cuLaunchKernel(
-            function,
-            x,
-            y,
-            1,
-            spread.block,
-            1,
-            1,
-            spread.shared,
-            stream,
-            list.as_mut_ptr(),
-            std::ptr::null_mut(),
-        )
-    }
-    .result()
-    .named(name)
+    unsafe { sys::cuLaunchKernelEx(&config, function, list.as_mut_ptr(), std::ptr::null_mut()) }
+        .result()
+        .named(name)
 }
 
 /// A grid that covers `count` with blocks of `block`; counts come from the plan and stay far below the limit.

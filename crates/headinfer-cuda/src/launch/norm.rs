@@ -1,8 +1,6 @@
 //! RMSNorm of rows.
 
-use cudarc::driver::sys::CUstream;
-
-use super::{Kernels, Spread, launch};
+use super::{Kernels, Spread, Start, launch};
 use crate::arena::Pointer;
 use crate::error::CudaError;
 
@@ -21,7 +19,7 @@ impl Kernels {
     /// f32 `[rows, width]` to bf16, normalised and weighted.
     pub(crate) fn rms_norm(
         &self,
-        stream: CUstream,
+        start: Start,
         (from, rows): (Pointer, usize),
         (weight, width): (Pointer, usize),
         to: Pointer,
@@ -30,6 +28,6 @@ impl Kernels {
         let mut params = NormParams { from, weight, to, width: width as u32, eps };
         let spread = Spread { grid: (rows as u32, 1), block: THREADS, shared: 0 };
         // SAFETY: the kernel's layout; the addresses are the op's spans.
-        unsafe { launch(self.rms_norm, &spread, stream, "rms_norm", &mut params) }
+        unsafe { launch(self.rms_norm, &spread, start, "rms_norm", &mut params) }
     }
 }

@@ -1,8 +1,6 @@
 //! Products of a few rows, which decode is made of: the weights are read once, at the rate of the device's memory.
 
-use cudarc::driver::sys::CUstream;
-
-use super::{Kernels, Spread, blocks, launch};
+use super::{Kernels, Spread, Start, blocks, launch};
 use crate::arena::Pointer;
 use crate::error::CudaError;
 use crate::gemm::{Output, Shape};
@@ -45,7 +43,7 @@ impl Kernels {
     /// When the shape does not [`fit`](fits).
     pub(crate) fn product(
         &self,
-        stream: CUstream,
+        start: Start,
         shape: Shape,
         weight: Pointer,
         from: Pointer,
@@ -71,6 +69,6 @@ impl Kernels {
         let grid = (blocks(shape.out as u64, WARPS * OUTPUTS), 1);
         let spread = Spread { grid, block: 32 * WARPS, shared: 0 };
         // SAFETY: the kernel's layout; the addresses are the op's spans, of the sizes that the shape says.
-        unsafe { launch(self.products[kernel], &spread, stream, "product", &mut params) }
+        unsafe { launch(self.products[kernel], &spread, start, "product", &mut params) }
     }
 }

@@ -1,8 +1,6 @@
 //! Taking a fused projection apart.
 
-use cudarc::driver::sys::CUstream;
-
-use super::{HEADS_MAX, Kernels, Spread, launch};
+use super::{HEADS_MAX, Kernels, Spread, Start, launch};
 use crate::arena::Pointer;
 use crate::error::CudaError;
 
@@ -50,7 +48,7 @@ pub(crate) struct Projection<'a> {
 
 impl Kernels {
     /// Writes every head of `p`.
-    pub(crate) fn project(&self, stream: CUstream, p: &Projection<'_>) -> Result<(), CudaError> {
+    pub(crate) fn project(&self, start: Start, p: &Projection<'_>) -> Result<(), CudaError> {
         let kv_heads = p.heads.len();
         for (slice, heads) in p.heads.chunks(HEADS_MAX).enumerate() {
             let column = |i: usize| {
@@ -82,7 +80,7 @@ impl Kernels {
             let spread =
                 Spread { grid: (p.rows as u32, warps.div_ceil(WARPS)), block: WARPS * 32, shared: 0 };
             // SAFETY: the kernel's layout; the addresses are the op's spans, or null where the kernel looks.
-            unsafe { launch(self.project, &spread, stream, "project", &mut params) }?;
+            unsafe { launch(self.project, &spread, start, "project", &mut params) }?;
         }
         Ok(())
     }

@@ -1,8 +1,6 @@
 //! The MLP's activation.
 
-use cudarc::driver::sys::CUstream;
-
-use super::{Kernels, Spread, blocks, launch};
+use super::{Kernels, Spread, Start, blocks, launch};
 use crate::arena::Pointer;
 use crate::error::CudaError;
 
@@ -21,7 +19,7 @@ impl Kernels {
     /// Over bf16 `[rows, gate | up]` of `2 * width` columns, into the gate's. Biases may be null (0).
     pub(crate) fn swiglu(
         &self,
-        stream: CUstream,
+        start: Start,
         (at, rows): (Pointer, usize),
         width: usize,
         (gate_bias, up_bias): (Pointer, Pointer),
@@ -30,6 +28,6 @@ impl Kernels {
         let mut params = SwigluParams { rows: at, gate_bias, up_bias, width: width as u32, count };
         let spread = Spread { grid: (blocks(count, THREADS), 1), block: THREADS, shared: 0 };
         // SAFETY: the kernel's layout; the addresses are the op's spans.
-        unsafe { launch(self.swiglu, &spread, stream, "swiglu", &mut params) }
+        unsafe { launch(self.swiglu, &spread, start, "swiglu", &mut params) }
     }
 }

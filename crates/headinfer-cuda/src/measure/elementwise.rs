@@ -159,7 +159,7 @@ impl Bed {
         match kernel {
             Elementwise::Embed => self.kernels.embed(stream, (at[0], rows), at[1], at[2], hidden),
             Elementwise::Norm => {
-                self.kernels.rms_norm(stream, (at[0], rows), (at[1], hidden), at[2], spec.norm_eps)
+                self.kernels.rms_norm(stream.into(), (at[0], rows), (at[1], hidden), at[2], spec.norm_eps)
             }
             Elementwise::Project => {
                 let row = (rows * spec.head_dim) as u64 * HALF;
@@ -177,13 +177,13 @@ impl Bed {
                     group: spec.group(),
                     eps: spec.norm_eps,
                 };
-                self.kernels.project(stream, &projection)
+                self.kernels.project(stream.into(), &projection)
             }
             Elementwise::Swiglu => {
                 let biases = (only(spec.mlp_bias, at[1]), only(spec.mlp_bias, at[2]));
-                self.kernels.swiglu(stream, (at[0], rows), spec.intermediate, biases)
+                self.kernels.swiglu(stream.into(), (at[0], rows), spec.intermediate, biases)
             }
-            Elementwise::Bias => self.kernels.add_bias(stream, (at[0], rows), (at[1], hidden)),
+            Elementwise::Bias => self.kernels.add_bias(stream.into(), (at[0], rows), (at[1], hidden)),
         }
     }
 }

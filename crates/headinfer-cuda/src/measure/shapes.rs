@@ -220,7 +220,7 @@ impl Bed {
         };
         let stream = self.lanes[0].raw();
         match a.tokens <= DECODE_ROWS {
-            true => self.kernels.attention_decode(stream, &attention, places.partials),
+            true => self.kernels.attention_decode(stream.into(), &attention, places.partials),
             false => self.kernels.attention_prefill(stream, &attention),
         }
     }

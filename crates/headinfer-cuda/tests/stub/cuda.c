@@ -186,8 +186,7 @@ int cuModuleLoadData(void **module, const void *image) { CALL; *module = &contex
 int cuModuleUnload(void *module) { CALL; return 0; }
 int cuModuleGetFunction(void **function, void *module, const char *name) { CALL; *function = &contexts; return 0; }
 int cuFuncSetAttribute(void *function, int attribute, int value) { CALL; return 0; }
-int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void *stream, void **params, void **extra) {
+int cuLaunchKernelEx(const void *config, void *function, void **params, void **extra) {
   CALL;
   return 0;
 }

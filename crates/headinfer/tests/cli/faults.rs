@@ -285,7 +285,7 @@ fn a_device_that_fails_at_work_ends_the_run_with_a_report() {
             &["illegal memory access", "at tokens 32 to 79", "done before: 32 tokens"][..],
         ),
         (
-            "cuLaunchKernel:719:97",
+            "cuLaunchKernelEx:719:97",
             &["CUDA_ERROR_LAUNCH_FAILED", "seen at ", " on lane compute", "done before: "],
         ),
         ("cuMemcpyHtoDAsync_v2:214:20", &["CUDA_ERROR_ECC_UNCORRECTABLE", "nvidia-smi -q", "dmesg"]),
