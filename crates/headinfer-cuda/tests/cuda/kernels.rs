@@ -64,7 +64,8 @@ fn kernels_compile_for_every_architecture_and_spill_nothing() {
             let units =
                 prefills(arch, head_dim, shared).into_iter().flat_map(|p| compile::units(head_dim, &p));
             for unit in units {
-                let by_head = unit.name.starts_with("attention") || unit.name.ends_with("pack");
+                let by_head =
+                    ["attention", "project", "pack", "unpack"].iter().any(|name| unit.name.starts_with(name));
                 if head_dim != 64 && !by_head {
                     continue; // does not depend on it
                 }
