@@ -46,6 +46,7 @@ pub fn units(head_dim: usize, prefill: &PrefillKernel) -> Vec<Unit> {
         defines: vec![head_dim.clone(), format!("SPLIT={SPLIT}")],
     };
     let of_heads = |name, text| Unit { defines: vec![head_dim.clone()], ..plain(name, text) };
+    let project = of_heads("project", include_str!("kernels/project.cu"));
     let pack = of_heads("pack", include_str!("kernels/pack.cu"));
     let unpack = of_heads("unpack", include_str!("kernels/unpack.cu"));
     let quantise = of_heads("quantise", include_str!("kernels/quantise.cu"));
@@ -63,7 +64,7 @@ pub fn units(head_dim: usize, prefill: &PrefillKernel) -> Vec<Unit> {
         plain("embed", include_str!("kernels/embed.cu")),
         plain("norm", include_str!("kernels/norm.cu")),
         plain("product", include_str!("kernels/product.cu")),
-        plain("project", include_str!("kernels/project.cu")),
+        project,
         plain("swiglu", include_str!("kernels/swiglu.cu")),
         plain("bias", include_str!("kernels/bias.cu")),
         plain("random_weights", include_str!("kernels/random_weights.cu")),

@@ -4,12 +4,13 @@
 //! The algorithm of a shape is asked for once and kept, so that a shape always gives the same bits.
 
 use std::collections::HashMap;
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
 use cudarc::cublaslt::result;
 use cudarc::cublaslt::sys::{
     self, cublasComputeType_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t,
-    cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtMatrixLayout_t,
+    cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t,
+    cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtMatrixLayout_t, cublasStatus_t,
     cudaDataType_t,
 };
 use cudarc::driver::sys::CUstream;
@@ -19,6 +20,15 @@ use crate::error::{CudaError, Named};
 
 /// Shapes kept; a session meets a few dozen.
 const SHAPES_MAX: usize = 1024;
+
+/// Room for a result of the heuristic.
+const NO_RESULT: cublasLtMatmulHeuristicResult_t = cublasLtMatmulHeuristicResult_t {
+    algo: cublasLtMatmulAlgo_t { data: [0; 8] },
+    workspaceSize: 0,
+    state: cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
+    wavesCount: 0.0,
+    reserved: [0; 4],
+};
 
 /// Version of cuBLASLt, as it counts: 130000 for 13.0.0.
 pub(crate) fn version() -> usize {
@@ -52,6 +62,15 @@ pub(crate) enum Output {
     Accumulate,
 }
 
+/// Addresses of a product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Places {
+    pub(crate) weight: Pointer,
+    pub(crate) from: Pointer,
+    pub(crate) to: Pointer,
+    pub(crate) workspace: Pointer,
+}
+
 /// cuBLASLt and the plans it made.
 pub(crate) struct Gemm {
     handle: sys::cublasLtHandle_t,
@@ -62,8 +81,22 @@ pub(crate) struct Gemm {
 // SAFETY: the handle may be used from any thread, one at a time, which `&mut self` gives.
 unsafe impl Send for Gemm {}
 
+/// A shape's candidates, for measurement: which one runs use never depends on a time, as its bits would then too.
+pub(crate) struct Candidates {
+    planned: Planned,
+    /// The one that runs use, then the others in the order of the heuristic.
+    algorithms: Vec<cublasLtMatmulAlgo_t>,
+}
+
+impl Candidates {
+    pub(crate) fn len(&self) -> usize {
+        self.algorithms.len()
+    }
+}
+
 /// Descriptors of a product and the algorithm chosen for it.
 struct Planned {
+    accumulate: bool,
     product: cublasLtMatmulDesc_t,
     weight: cublasLtMatrixLayout_t,
     from: cublasLtMatrixLayout_t,
@@ -95,8 +128,42 @@ impl Gemm {
             let planned = Planned::new(self.handle, shape, self.workspace_bytes)?;
             self.shapes.insert(shape, planned);
         }
-        let p = &self.shapes[&shape];
-        let (alpha, beta) = (1.0f32, if shape.to == Output::Accumulate { 1.0f32 } else { 0.0 });
+        let planned = &self.shapes[&shape];
+        let places = Places { weight, from, to, workspace };
+        self.multiply(stream, planned, &planned.algorithm, places)
+    }
+
+    /// The candidates that the heuristic names for a shape, at most `most` of them beside the one that runs use.
+    pub(crate) fn candidates(&self, shape: Shape, most: usize) -> Result<Candidates, CudaError> {
+        let planned = Planned::new(self.handle, shape, self.workspace_bytes)?;
+        let mut algorithms = vec![planned.algorithm];
+        for candidate in planned.heuristic(self.handle, shape, self.workspace_bytes, most)? {
+            if !algorithms.contains(&candidate) {
+                algorithms.push(candidate);
+            }
+        }
+        Ok(Candidates { planned, algorithms })
+    }
+
+    /// One product on `stream` by the candidate with this index.
+    pub(crate) fn run_candidate(
+        &self,
+        stream: CUstream,
+        candidates: &Candidates,
+        index: usize,
+        places: Places,
+    ) -> Result<(), CudaError> {
+        self.multiply(stream, &candidates.planned, &candidates.algorithms[index], places)
+    }
+
+    fn multiply(
+        &self,
+        stream: CUstream,
+        p: &Planned,
+        algorithm: &cublasLtMatmulAlgo_t,
+        Places { weight, from, to, workspace }: Places,
+    ) -> Result<(), CudaError> {
+        let (alpha, beta) = (1.0f32, if p.accumulate { 1.0f32 } else { 0.0 });
         // SAFETY: descriptors are alive; addresses are the op's spans, of the sizes that the shape says.
         unsafe {
             result::matmul(
@@ -112,7 +179,7 @@ impl Gemm {
                 p.to,
                 to as *mut c_void,
                 p.to,
-                &p.algorithm,
+                algorithm,
                 workspace as *mut c_void,
                 self.workspace_bytes,
                 stream.cast(),
@@ -147,6 +214,7 @@ impl Planned {
                 .named("cublasLtMatrixLayoutCreate")
         };
         let mut planned = Self {
+            accumulate: s.to == Output::Accumulate,
             product: product.named("cublasLtMatmulDescCreate")?,
             weight: layout(bf16, inner, out, s.inner)?,
             from: layout(bf16, inner, rows, s.from_stride)?,
@@ -164,16 +232,18 @@ impl Planned {
             )
         }
         .named("cublasLtMatmulDescSetAttribute")?;
-        planned.algorithm = planned.choose(handle, s, workspace_bytes)?;
+        planned.algorithm = planned.heuristic(handle, s, workspace_bytes, 1)?[0];
         Ok(planned)
     }
 
-    fn choose(
+    /// What the library thinks fastest first; at least one and at most `most`.
+    fn heuristic(
         &self,
         handle: sys::cublasLtHandle_t,
         s: Shape,
         workspace_bytes: usize,
-    ) -> Result<cublasLtMatmulAlgo_t, CudaError> {
+        most: usize,
+    ) -> Result<Vec<cublasLtMatmulAlgo_t>, CudaError> {
         let preference = Preferences(result::create_matmul_pref().named("cublasLtMatmulPreferenceCreate")?);
         preference.set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes)?;
         // What every row start shares, not what this call's addresses happen to have.
@@ -183,9 +253,11 @@ impl Planned {
         preference.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &from)?;
         preference.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &to)?;
         preference.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &to)?;
-        // SAFETY: all descriptors are alive.
-        let chosen = unsafe {
-            result::get_matmul_algo_heuristic(
+        let mut results = vec![NO_RESULT; most];
+        let mut count: c_int = 0;
+        // SAFETY: all descriptors are alive; at most as many results are written as there is room for.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
                 handle,
                 self.product,
                 self.weight,
@@ -193,11 +265,23 @@ impl Planned {
                 self.to,
                 self.to,
                 preference.0,
+                most as c_int,
+                results.as_mut_ptr(),
+                &mut count,
             )
         };
-        chosen.map(|chosen| chosen.algo).map_err(|error| {
-            CudaError::call("cublasLtMatmulAlgoGetHeuristic", format!("{:?} for {s:?}", error.0))
-        })
+        let fails = |status: cublasStatus_t| {
+            CudaError::call("cublasLtMatmulAlgoGetHeuristic", format!("{status:?} for {s:?}"))
+        };
+        status.result().map_err(|error| fails(error.0))?;
+        results.truncate(count.max(0) as usize);
+        let usable = results.iter().filter(|r| r.state == cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+        let algorithms: Vec<_> = usable.map(|result| result.algo).collect();
+        match (algorithms.is_empty(), results.first()) {
+            (false, _) => Ok(algorithms),
+            (true, Some(first)) => Err(fails(first.state)),
+            (true, None) => Err(fails(cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)),
+        }
     }
 }
 

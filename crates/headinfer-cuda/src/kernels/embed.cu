@@ -21,12 +21,12 @@ struct EmbedParams {
 // One block a row.
 extern "C" __global__ void embed(const EmbedParams p) {
     u64 row = blockIdx.x;
-    const uint4 *from = (const uint4 *)(p.table + (u64)p.ids[row] * p.width);
+    const uint2 *from = (const uint2 *)(p.table + (u64)p.ids[row] * p.width);
     float4 *to = (float4 *)(p.hidden + row * p.width);
-    for (u32 i = threadIdx.x; i < p.width / 8; i += blockDim.x) {
-        uint4 x = from[i];
-        to[2 * i] = make_float4(low_bf16(x.x), high_bf16(x.x), low_bf16(x.y), high_bf16(x.y));
-        to[2 * i + 1] = make_float4(low_bf16(x.z), high_bf16(x.z), low_bf16(x.w), high_bf16(x.w));
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < p.width / 4; i += blockDim.x) {
+        uint2 x = __ldg(from + i);
+        to[i] = make_float4(low_bf16(x.x), high_bf16(x.x), low_bf16(x.y), high_bf16(x.y));
     }
 }
 

@@ -4,7 +4,7 @@ struct SwigluParams {
     bf16 *rows_ptr;                   // [rows, 2 * width]
     const bf16 *gate_bias, *up_bias;  // [width], or null
     u32 width;                        // a multiple of 8
-    u64 count;                        // rows * width / 8
+    u32 row_blocks;                   // of a row
 };
 
 __device__ __forceinline__ float swiglu_one(float gate, float up) {
@@ -17,14 +17,14 @@ __device__ __forceinline__ u32 swiglu_pair(u32 gate, u32 up, u32 gate_bias, u32 
     return pack_bf16(low, high);
 }
 
-// Eight elements a thread.
+// Eight elements a thread; the blocks of a row follow one another.
 extern "C" __global__ void swiglu(const SwigluParams p) {
     let_next_start();
     await_previous();
-    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= p.count) return;
-    u32 vectors = p.width / 8, column = (u32)(i % vectors);
-    uint4 *gate_ptr = (uint4 *)p.rows_ptr + (i / vectors) * (2 * vectors) + column;
+    u32 vectors = p.width / 8, row = blockIdx.x / p.row_blocks;
+    u32 column = (blockIdx.x - row * p.row_blocks) * blockDim.x + threadIdx.x;
+    if (column >= vectors) return;
+    uint4 *gate_ptr = (uint4 *)p.rows_ptr + (u64)row * (2 * vectors) + column;
     uint4 gate = gate_ptr[0], up = gate_ptr[vectors];
     uint4 zero = make_uint4(0, 0, 0, 0);
     uint4 gb = p.gate_bias ? ((const uint4 *)p.gate_bias)[column] : zero;

@@ -4,8 +4,11 @@ use super::{HEADS_MAX, Kernels, Spread, Start, launch};
 use crate::arena::Pointer;
 use crate::error::CudaError;
 
-/// Warps of a block, a head each.
-const WARPS: u32 = 4;
+/// Threads of a block.
+const THREADS: u32 = 128;
+/// Where rows are fewer, several blocks take one, with so many heads each.
+const ROWS_ALONE: usize = 64;
+const HEADS_SHARED: u32 = 8;
 
 /// As the kernel takes it; see `kernels/project.cu` for shapes.
 #[repr(C)]
@@ -22,7 +25,6 @@ struct ProjectParams {
     key: [Pointer; HEADS_MAX],
     value: [Pointer; HEADS_MAX],
     width: u32,
-    head_dim: u32,
     group: u32,
     kv_heads: u32,
     first_head: u32,
@@ -69,16 +71,15 @@ impl Kernels {
                 key: column(1),
                 value: column(2),
                 width: (kv_heads * (p.group + 2) * self.head_dim) as u32,
-                head_dim: self.head_dim as u32,
                 group: p.group as u32,
                 kv_heads: kv_heads as u32,
                 first_head: (slice * HEADS_MAX) as u32,
                 heads: heads.len() as u32,
                 eps: p.eps,
             };
-            let warps = (heads.len() * (p.group + 2)) as u32;
-            let spread =
-                Spread { grid: (p.rows as u32, warps.div_ceil(WARPS)), block: WARPS * 32, shared: 0 };
+            let units = (heads.len() * (p.group + 2)) as u32;
+            let shares = if p.rows < ROWS_ALONE { units.div_ceil(HEADS_SHARED) } else { 1 };
+            let spread = Spread { grid: (p.rows as u32, shares), block: THREADS, shared: 0 };
             // SAFETY: the kernel's layout; the addresses are the op's spans, or null where the kernel looks.
             unsafe { launch(self.project, &spread, start, "project", &mut params) }?;
         }

@@ -12,7 +12,7 @@ struct SwigluParams {
     gate_bias: Pointer,
     up_bias: Pointer,
     width: u32,
-    count: u64,
+    row_blocks: u32,
 }
 
 impl Kernels {
@@ -24,9 +24,9 @@ impl Kernels {
         width: usize,
         (gate_bias, up_bias): (Pointer, Pointer),
     ) -> Result<(), CudaError> {
-        let count = (rows * width / 8) as u64;
-        let mut params = SwigluParams { rows: at, gate_bias, up_bias, width: width as u32, count };
-        let spread = Spread { grid: (blocks(count, THREADS), 1), block: THREADS, shared: 0 };
+        let row_blocks = blocks((width / 8) as u64, THREADS);
+        let mut params = SwigluParams { rows: at, gate_bias, up_bias, width: width as u32, row_blocks };
+        let spread = Spread { grid: (rows as u32 * row_blocks, 1), block: THREADS, shared: 0 };
         // SAFETY: the kernel's layout; the addresses are the op's spans.
         unsafe { launch(self.swiglu, &spread, start, "swiglu", &mut params) }
     }

@@ -4,15 +4,18 @@
 //! A [`Bed`] has memory of its own, which is never a plan's: it is made and freed while no backend is open. Its values
 //! are random, as a device that multiplies zeros is faster than it ever is at work.
 
+mod elementwise;
 mod packing;
 mod quantising;
 mod rates;
+mod search;
 mod shapes;
 mod together;
 
 use std::time::Duration;
 
-use cudarc::driver::sys;
+use cudarc::driver::{result, sys};
+use headinfer_core::cpu::measure::median;
 use headinfer_core::model::synthetic::{Half, SyntheticKv};
 use headinfer_core::plan::{GEMM_WORKSPACE, Memory, Span};
 
@@ -26,14 +29,21 @@ use crate::slab::HostSlab;
 use crate::stream::{Event, Stream};
 use crate::{CudaOptions, OpenError};
 
+pub use elementwise::{Elementwise, Passed};
 pub use packing::{Packed, Packing, PackingRates};
 pub use rates::Rates;
+pub use search::Searched;
 pub use shapes::{Attended, Product, layer_products};
 
 /// A run is repeated for this long, after two that are not counted…
 const ENOUGH: Duration = Duration::from_millis(250);
 /// …and at least and at most this many times.
 const TIMES: (usize, usize) = (5, 50);
+/// What is compared runs in turns for this long in all, and at least and at most so many turns.
+const COMPARED: Duration = Duration::from_millis(500);
+const TURNS: (usize, usize) = (15, 500);
+/// The device waits this long before each turn, so that what is timed is there when it begins.
+const AHEAD_NS: u64 = 40_000;
 /// Ranges start at multiples of this many bytes, as a plan's do.
 const ALIGN: u64 = 256;
 
@@ -158,13 +168,45 @@ impl Bed {
     pub fn device_copy(&mut self) -> Result<f64, CudaError> {
         let bytes = self.device_bytes / 2;
         let [from, to] = [0, bytes].map(|offset| self.memories.pointer(self.device(offset, bytes)));
-        let seconds = self.time(|bed| {
-            // SAFETY: two halves of the allocation, which outlives the stream.
-            unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes as usize, bed.lanes[0].raw()) }
-                .result()
-                .named("cuMemcpyDtoDAsync")
-        })?;
+        let seconds = self.time(|bed| bed.copy_within(from, to, bytes))?;
         Ok(2.0 * bytes as f64 / seconds)
+    }
+
+    /// A copy within the device, of a range that was taken from it to another.
+    fn copy_within(&self, from: Pointer, to: Pointer, bytes: u64) -> Result<(), CudaError> {
+        // SAFETY: both ranges are of the allocation, which outlives the stream.
+        unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes as usize, self.lanes[0].raw()) }
+            .result()
+            .named("cuMemcpyDtoDAsync")
+    }
+
+    /// Median seconds of each of `count` things, which `time` measures. They take turns, so that the clock, which falls
+    /// as the device warms, is the same for all.
+    fn in_turns(
+        &mut self,
+        count: usize,
+        mut time: impl FnMut(&mut Self, usize) -> Result<Duration, CudaError>,
+    ) -> Result<Vec<f64>, CudaError> {
+        self.context.enter()?;
+        let mut times = vec![Vec::new(); count];
+        let mut total = Duration::ZERO;
+        while times[0].len() < TURNS.0 || (total < COMPARED && times[0].len() < TURNS.1) {
+            for (index, times) in times.iter_mut().enumerate() {
+                let time = time(self, index)?;
+                total += time;
+                times.push(time.as_secs_f64());
+            }
+        }
+        Ok(times.iter().map(|times| median(times).max(1e-9)).collect())
+    }
+
+    /// Time of what `run` puts on the first stream, all of it there when the first begins.
+    fn timed(
+        &mut self,
+        mut run: impl FnMut(&mut Self) -> Result<(), CudaError>,
+    ) -> Result<Duration, CudaError> {
+        self.kernels.delay(self.lanes[0].raw(), AHEAD_NS)?;
+        self.once(&mut run)
     }
 
     /// Median seconds of what `run` puts on the streams, over fresh values.
@@ -208,6 +250,13 @@ impl Bed {
         self.lanes[0].synchronize()
     }
 
+    /// Writes all of a range of the device's memory.
+    fn put(&self, span: Span, bytes: &[u8]) -> Result<(), CudaError> {
+        assert_eq!(span.bytes, bytes.len() as u64, "a range is written whole");
+        // SAFETY: the range is inside the arena, as `pointer` asserts.
+        unsafe { result::memcpy_htod_sync(self.memories.pointer(span), bytes) }.named("cuMemcpyHtoD")
+    }
+
     fn device(&self, offset: u64, bytes: u64) -> Span {
         Span { memory: Memory::Device, offset, bytes }
     }
@@ -236,8 +285,12 @@ impl<'a> Ranges<'a> {
     }
 
     fn take(&mut self, bytes: u64) -> Pointer {
-        let at = self.memories.pointer(Span { memory: Memory::Device, offset: self.end, bytes });
+        self.memories.pointer(self.span(bytes))
+    }
+
+    fn span(&mut self, bytes: u64) -> Span {
+        let span = Span { memory: Memory::Device, offset: self.end, bytes };
         self.end += bytes.next_multiple_of(ALIGN);
-        at
+        span
     }
 }

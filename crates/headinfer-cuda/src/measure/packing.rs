@@ -122,15 +122,9 @@ impl Bed {
         Ok(PackingRates { pack, unpack: 1.0 / (1.0 / both - 1.0 / pack) })
     }
 
-    pub(super) fn put(&self, span: Span, bytes: &[u8]) -> Result<(), CudaError> {
-        assert_eq!(span.bytes, bytes.len() as u64, "a range is written whole");
-        // SAFETY: the range is inside the arena, as `pointer` asserts.
-        unsafe { result::memcpy_htod_sync(self.memories.pointer(span), bytes) }.named("cuMemcpyHtoD")
-    }
-
     pub(super) fn take<T: bytemuck::Pod>(&self, span: Span) -> Result<Vec<T>, CudaError> {
         let mut all = vec![T::zeroed(); span.bytes as usize / size_of::<T>()];
-        // SAFETY: as above.
+        // SAFETY: the range is inside the arena, as `pointer` asserts.
         unsafe { result::memcpy_dtoh_sync(&mut all, self.memories.pointer(span)) }.named("cuMemcpyDtoH")?;
         Ok(all)
     }

@@ -6,13 +6,13 @@ use headinfer_core::plan::{DECODE_ROWS, GEMM_WORKSPACE, SPLITS_IN_FLIGHT};
 use super::{ALIGN, Bed, Ranges};
 use crate::arena::Pointer;
 use crate::error::CudaError;
-use crate::gemm::{Output, Shape};
+use crate::gemm::{Output, Places, Shape};
 use crate::launch::HEADS_MAX;
 use crate::launch::attention_prefill::Attention;
 
 /// Bytes of a bf16, and of an f32.
-const HALF: u64 = 2;
-const SINGLE: u64 = 4;
+pub(super) const HALF: u64 = 2;
+pub(super) const SINGLE: u64 = 4;
 /// Tiles of a past that lie apart in memory; further ones are the same again.
 const SLOTS_MAX: usize = 8;
 
@@ -40,6 +40,17 @@ impl Product {
     /// Device memory it takes to measure.
     pub fn device_bytes(&self) -> u64 {
         self.sizes().iter().map(|bytes| bytes.next_multiple_of(ALIGN)).sum()
+    }
+
+    pub(super) fn shape(&self) -> Shape {
+        Shape {
+            rows: self.rows,
+            out: self.out,
+            inner: self.inner,
+            from_stride: self.from_stride,
+            to_stride: self.out,
+            to: if self.accumulate { Output::Accumulate } else { Output::Bf16 },
+        }
     }
 
     /// Of weight, input, output and workspace.
@@ -141,7 +152,7 @@ struct Sizes {
 }
 
 /// Addresses of a measured attention.
-struct Places {
+struct Attending {
     query: Pointer,
     state: [Pointer; 3],
     out: Pointer,
@@ -158,17 +169,15 @@ impl Bed {
     /// # Panics
     /// When the bed is too small.
     pub fn product(&mut self, p: &Product) -> Result<f64, CudaError> {
+        let Places { weight, from, to, workspace } = self.places_of(p);
+        self.time(|bed| bed.gemm.run(bed.lanes[0].raw(), p.shape(), weight, from, to, workspace))
+    }
+
+    /// Where a product's operands lie.
+    pub(super) fn places_of(&self, p: &Product) -> Places {
         let mut ranges = Ranges::new(&self.memories);
         let [weight, from, to, workspace] = p.sizes().map(|bytes| ranges.take(bytes));
-        let shape = Shape {
-            rows: p.rows,
-            out: p.out,
-            inner: p.inner,
-            from_stride: p.from_stride,
-            to_stride: p.out,
-            to: if p.accumulate { Output::Accumulate } else { Output::Bf16 },
-        };
-        self.time(|bed| bed.gemm.run(bed.lanes[0].raw(), shape, weight, from, to, workspace))
+        Places { weight, from, to, workspace }
     }
 
     /// Seconds of attention.
@@ -187,7 +196,7 @@ impl Bed {
         })
     }
 
-    fn attend(&self, a: &Attended, places: &Places, tile: usize, last: bool) -> Result<(), CudaError> {
+    fn attend(&self, a: &Attended, places: &Attending, tile: usize, last: bool) -> Result<(), CudaError> {
         let d = self.head_dim;
         let rows = (a.tokens * a.group * d) as u64 * HALF;
         let [slot, after] = [tile, tile + 1].map(|slot| &places.kv[slot % places.kv.len()]);
@@ -216,7 +225,7 @@ impl Bed {
         }
     }
 
-    fn places(&self, a: &Attended) -> Places {
+    fn places(&self, a: &Attended) -> Attending {
         let sizes = a.sizes(self.head_dim);
         let rows = (a.tokens * a.group * a.kv_heads) as u64;
         let mut ranges = Ranges::new(&self.memories);
@@ -226,6 +235,6 @@ impl Bed {
         let partials = (ranges.take(sizes.partials), sizes.partials / SINGLE);
         let mut head = |_| [ranges.take(sizes.half), ranges.take(sizes.half)];
         let kv = (0..sizes.slots).map(|_| (0..a.kv_heads).map(&mut head).collect()).collect();
-        Places { query, state, out, partials, kv }
+        Attending { query, state, out, partials, kv }
     }
 }

@@ -64,7 +64,7 @@ fn kernels_compile_for_every_architecture_and_spill_nothing() {
             let units =
                 prefills(arch, head_dim, shared).into_iter().flat_map(|p| compile::units(head_dim, &p));
             for unit in units {
-                let by_head = unit.name.starts_with("attention")
+                let by_head = ["attention", "project"].iter().any(|name| unit.name.starts_with(name))
                     || ["pack", "quantise"].iter().any(|end| unit.name.ends_with(end));
                 if head_dim != 64 && !by_head {
                     continue; // does not depend on it

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use headinfer_core::plan::DECODE_ROWS;
 use headinfer_core::units::parse_tokens;
 
 use super::shared::host_heads;
@@ -19,6 +20,7 @@ Examples:
   headinfer bench quality -m ./my-model -f book.txt --kv-dtype int8
   headinfer bench overlap -m random:small --context 16k --placement offload --trace trace.json
   headinfer bench attention --device cpu
+  headinfer bench kernels -m random:llama-3-8b
   headinfer bench link")]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
@@ -35,6 +37,7 @@ pub(crate) enum Bench {
     Overlap(OverlapArgs),
     Split(SplitArgs),
     Attention(AttentionArgs),
+    Kernels(KernelsArgs),
     Link(LinkArgs),
 }
 
@@ -95,6 +98,7 @@ pub(crate) struct MeasureArgs {
 Examples:
   headinfer bench prefill -m random:small --context 16k
   headinfer bench prefill -m random:llama-3.2-1b --context 128k --at 127k --json
+  headinfer bench prefill -m random:llama-3-8b --context 512k --at 504k --profile
   headinfer bench prefill -m random:llama-3-8b --context 1000010 -n 10 --gpu-memory 24GiB")]
 pub(crate) struct PrefillArgs {
     #[command(flatten)]
@@ -108,6 +112,10 @@ pub(crate) struct PrefillArgs {
     #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 0)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     pub(crate) tokens: u32,
+
+    /// Say where the time went, op by op: how much of it the commands account for, and what each reached.
+    #[arg(long)]
+    pub(crate) profile: bool,
 }
 
 /// Decode at the end of a context: time per token against the floor, KV read or copied against the bandwidth.
@@ -283,6 +291,28 @@ pub(crate) enum KernelChoice {
     Portable,
 }
 
+/// A layer's products beside the best that cuBLASLt has, and the kernels bound by memory beside a copy; needs CUDA.
+///
+/// Each product is timed by every candidate of cuBLASLt's heuristic, the fastest of them in turns with the one that runs
+/// use. Each kernel is timed in turns with a copy within the device that reads and writes as many bytes.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  headinfer bench kernels -m random:qwen3-8b --json > kernels.json")]
+pub(crate) struct KernelsArgs {
+    /// Any MODEL; only its shape is used.
+    #[arg(short, long, value_name = "MODEL", default_value = "random:llama-3-8b")]
+    pub(crate) model: String,
+
+    /// Rows of a step, more than decode has; default the plan's chunk. The MLP's products have at most a block of the plan.
+    #[arg(long, value_name = "N", value_parser = prefill_rows)]
+    pub(crate) rows: Option<usize>,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Copies between pinned host memory and a GPU by size, one way and both, and copies within the GPU; needs CUDA.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -298,6 +328,8 @@ pub(crate) struct LinkArgs {
 const HEAD_DIM_MAX: usize = 256;
 /// Longest tile that is measured.
 const TILE_MAX: usize = 1 << 20;
+/// Most rows that are measured.
+const ROWS_MAX: usize = 1 << 17;
 
 fn some_tokens(text: &str) -> Result<usize, String> {
     match parse_tokens(text)? {
@@ -310,6 +342,12 @@ fn head_dim(text: &str) -> Result<usize, String> {
     let fits = |n: &usize| (8..=HEAD_DIM_MAX).contains(n) && n.is_multiple_of(8);
     let help = || format!("'{text}' is not a multiple of 8 up to {HEAD_DIM_MAX}");
     text.parse().ok().filter(fits).ok_or_else(help)
+}
+
+fn prefill_rows(text: &str) -> Result<usize, String> {
+    let fits = |n: &usize| (DECODE_ROWS + 1..=ROWS_MAX).contains(n);
+    let help = || format!("'{text}' is not within {}..={ROWS_MAX}", DECODE_ROWS + 1);
+    parse_tokens(text).ok().filter(fits).ok_or_else(help)
 }
 
 fn tile(text: &str) -> Result<usize, String> {

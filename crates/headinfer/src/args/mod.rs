@@ -18,8 +18,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub(crate) use bench::{
-    AttentionArgs, Bench, BenchArgs, DecodeArgs, IsaChoice, KernelChoice, LinkArgs, MeasureArgs, MemoryArgs,
-    OverlapArgs, PrefillArgs, QualityArgs, SplitArgs,
+    AttentionArgs, Bench, BenchArgs, DecodeArgs, IsaChoice, KernelChoice, KernelsArgs, LinkArgs, MeasureArgs,
+    MemoryArgs, OverlapArgs, PrefillArgs, QualityArgs, SplitArgs,
 };
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use environment::Environment;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use headinfer_core::model::known::known_shape;
+use headinfer_core::model::spec::ModelSpec;
 use headinfer_core::plan::{DeviceKind, Machine, Overrides, PlacementMode, Plan, Request, WeightsMode};
 use headinfer_core::units::{GIB, MIB};
 use headinfer_cuda::measure::Rates;
@@ -28,7 +29,21 @@ pub(crate) fn rates(plan: &Plan, cache: Option<&Path>) -> Result<Rates> {
 /// As [`rates`].
 pub(crate) fn usual_rates(cache: Option<&Path>) -> Result<Rates> {
     let spec = known_shape("llama-3-8b").context("the shape of llama-3-8b is known")?;
-    let request = Request {
+    rates(&Plan::new(&spec, &usual_request())?, cache)
+}
+
+/// The plan whose chunk and blocks a model's kernels are measured with, or with a chunk of `rows`; it is never run.
+///
+/// # Errors
+/// When the model's shape cannot be planned for.
+pub(crate) fn kernels_plan(spec: &ModelSpec, rows: Option<usize>) -> Result<Plan> {
+    let usual = usual_request();
+    let overrides = Overrides { chunk: rows, ..usual.overrides };
+    Ok(Plan::new(spec, &Request { device_budget: 1 << 50, overrides, ..usual })?)
+}
+
+fn usual_request() -> Request {
+    Request {
         device: DeviceKind::Cuda,
         context: 128 << 10,
         device_budget: 24 * GIB,
@@ -41,8 +56,7 @@ pub(crate) fn usual_rates(cache: Option<&Path>) -> Result<Rates> {
         // With heads for the CPU, link and CPU are measured together.
         overrides: Overrides { balance_host: true, ..Overrides::default() },
         machine: Machine::default_cuda(),
-    };
-    rates(&Plan::new(&spec, &request)?, cache)
+    }
 }
 
 /// As the planner takes them; `host_bytes_s` is what the CPU reads.

@@ -79,6 +79,33 @@ fn greedy_tokens_after_a_prefill_are_counted_apart() {
 }
 
 #[test]
+fn a_profile_accounts_for_the_time_of_every_step() {
+    let line = "bench prefill -m random:tiny --device cpu -c 600 --at 300 --chunk 128 --placement offload";
+    let report = measured(&format!("{line} --profile --json"));
+    assert!(measured(&format!("{line} --json"))["profile"].is_null());
+    let (profile, seconds) = (&report["profile"], report["seconds"].as_f64().unwrap());
+    let compute = &profile["lanes"][0];
+    assert_eq!(compute["lane"], "compute");
+    let ops = compute["ops"].as_object().unwrap();
+    // Three steps of two layers.
+    assert_eq!((&ops["norm"]["commands"], &ops["embed"]["commands"]), (&12.into(), &3.into()));
+    let of = |field: &str| -> f64 { ops.values().map(|op| op[field].as_f64().unwrap()).sum() };
+    let (accounted, busy) = (profile["accounted_fraction"].as_f64().unwrap(), of("seconds"));
+    assert!(0.0 < busy && busy <= seconds, "{report}");
+    assert!(
+        (accounted - busy / seconds).abs() < 1e-9 && (accounted - of("of_time")).abs() < 1e-9,
+        "{report}"
+    );
+    for op in ["attend", "mlp", "project"] {
+        assert!(ops[op]["tflops"].as_f64().unwrap() > 0.0, "{op}: {report}");
+    }
+    assert!(profile["lanes"][1]["ops"]["fetch"]["gb_s"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(
+        run(&format!("{line} --profile")).stdout.contains("% of the time in commands of the compute lane")
+    );
+}
+
+#[test]
 fn decode_after_a_real_prefill_is_measured() {
     let report = measured("bench decode -m random:tiny --device cpu -c 300 -n 4 --placement offload --json");
     assert_eq!((&report["tokens"], &report["repetitions"]["count"]), (&1.into(), &4.into()));
@@ -257,10 +284,22 @@ fn copies_are_measured_where_there_is_a_card_and_refused_where_there_is_none() {
 }
 
 #[test]
+fn kernels_are_measured_where_there_is_a_card_and_refused_where_there_is_none() {
+    let ran = run("bench kernels -m random:tiny --json");
+    if ran.code == 0 {
+        assert_eq!(ran.json()["products"].as_array().unwrap().len(), 4);
+    } else {
+        ran.fails(1, &["no CUDA device can be used"]);
+    }
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     run("bench attention --head-dim 12").fails(2, &["12", "multiple of 8"]);
     run("bench attention --isa sse").fails(2, &["sse", "avx2"]);
     run("bench attention --tile 100").fails(2, &["100", "multiple of 256"]);
+    run("bench kernels --rows 16").fails(2, &["16", "within 17"]);
+    run("bench kernels -m random:vast").fails(4, &["vast"]);
     run("bench speed").fails(2, &["speed"]);
     let tiny = "-m random:tiny --device cpu";
     run(&format!("bench prefill {tiny} -c 100 --at 100")).fails(2, &["--at 100", "--context 100"]);

@@ -68,6 +68,38 @@ fn logits(dir: &Path, faults: &str, more: &str) -> (Ran, PathBuf, TempDir) {
     (ran(dir, faults, &line), out, work)
 }
 
+/// Every time is a millisecond on the stand-in, so that rates follow from bytes and FLOP alone.
+#[test]
+fn kernels_are_measured_beside_candidates_and_copies() {
+    let Some(dir) = stub() else { return };
+    let done = ran(dir, "", "bench kernels -m random:qwen3-0.6b --rows 100 --json");
+    let report = done.json();
+    let products = report["products"].as_array().unwrap();
+    assert_eq!(products.len(), 4, "{report}");
+    for product in products {
+        let size = |name: &str| product[name].as_f64().unwrap();
+        let tflops = 2.0 * size("rows") * size("out") * size("inner") / 1e9;
+        assert!((size("tflops") / tflops - 1.0).abs() < 1e-6 && size("of_best") == 1.0, "{product}");
+        // The stand-in gives as many as are asked for, the first of them the one that runs use.
+        assert_eq!(
+            (&product["candidates"], &product["best_candidate"]),
+            (&64.into(), &0.into()),
+            "{product}"
+        );
+    }
+    let kernels = report["kernels"].as_array().unwrap();
+    let names: Vec<_> = kernels.iter().map(|kernel| kernel["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["embed", "norm", "project", "swiglu", "bias"]);
+    for kernel in kernels {
+        let gb_s = kernel["bytes"].as_f64().unwrap() / 1e6;
+        assert!((kernel["gb_s"].as_f64().unwrap() / gb_s - 1.0).abs() < 1e-6, "{kernel}");
+        assert_eq!((&kernel["of_copy"], &kernel["used"]), (&1.0.into(), &(kernel["name"] != "bias").into()));
+    }
+    let text = ran(dir, "", "bench kernels -m random:tiny --rows 32").stdout;
+    assert!(text.contains("100.0 % of") && text.contains("64 candidates"), "{text}");
+    ran(dir, "cublasLtMatmul:15", "bench kernels -m random:tiny --rows 32").fails(1, &["cublasLtMatmul"]);
+}
+
 #[test]
 fn the_stand_in_runs_when_nothing_fails() {
     let Some(dir) = stub() else { return };

@@ -4,10 +4,12 @@ mod attention;
 mod ceilings;
 mod decode;
 mod guesses;
+mod kernels;
 mod link;
 mod memory;
 mod overlap;
 mod prefill;
+mod profile;
 mod quality;
 mod report;
 mod split;
@@ -33,6 +35,7 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
         Bench::Overlap(args) => overlap::run(args, environment),
         Bench::Split(args) => split::run(args, environment),
         Bench::Attention(args) => attention::run(args, environment),
+        Bench::Kernels(args) => kernels::run(args, environment),
         Bench::Link(args) => link::run(args, environment),
     }
 }

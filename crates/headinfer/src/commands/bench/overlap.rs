@@ -1,7 +1,5 @@
 //! `bench overlap`: one prefill step over a synthetic past, command by command.
 
-use std::collections::BTreeMap;
-
 use anyhow::Result;
 use headinfer_core::backend::Timed;
 use headinfer_core::plan::Lane;
@@ -9,6 +7,7 @@ use headinfer_core::plan::report::seconds;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::profile::Shown;
 use super::steps::{Bench, random_ids};
 use crate::args::{Environment, OverlapArgs};
 use crate::error::Failure;
@@ -42,7 +41,7 @@ pub(crate) fn run(args: &OverlapArgs, environment: &Environment) -> Result<()> {
         link_gb_s: measured.link_bytes_s() / 1e9,
         bytes_in: measured.to_device.bytes,
         bytes_out: measured.to_host.bytes,
-        lanes: Lane::ALL.iter().map(|lane| LaneReport::new(*lane, timeline)).collect(),
+        profile: measured.profile.shown(measured.seconds),
     };
     if args.measure.json { output::print_json(&report) } else { output::print(&report.text()) }
 }
@@ -58,45 +57,15 @@ struct Report {
     /// Copied to the device and from it.
     bytes_in: u64,
     bytes_out: u64,
-    lanes: Vec<LaneReport>,
-}
-
-#[derive(Serialize)]
-struct LaneReport {
-    lane: &'static str,
-    busy_s: f64,
-    /// By op.
-    ops: BTreeMap<&'static str, OpReport>,
-}
-
-#[derive(Default, Serialize)]
-struct OpReport {
-    commands: usize,
-    seconds: f64,
-}
-
-impl LaneReport {
-    fn new(lane: Lane, timeline: &[Timed]) -> Self {
-        let mut ops: BTreeMap<&'static str, OpReport> = BTreeMap::new();
-        for timed in timeline.iter().filter(|t| t.lane == lane) {
-            let op = ops.entry(timed.name).or_default();
-            op.commands += 1;
-            op.seconds += (timed.end - timed.start).as_secs_f64();
-        }
-        Self { lane: lane.name(), busy_s: ops.values().map(|op| op.seconds).sum(), ops }
-    }
+    #[serde(flatten)]
+    profile: Shown,
 }
 
 impl Report {
     fn text(&self) -> String {
         let past = self.context - self.rows;
         let mut text = format!("a step of {} tokens after {past}: {}\n", self.rows, seconds(self.seconds));
-        for lane in self.lanes.iter().filter(|lane| !lane.ops.is_empty()) {
-            text += &format!("  {:<8} busy {}\n", lane.lane, seconds(lane.busy_s));
-            for (name, op) in &lane.ops {
-                text += &format!("    {name:<14} {:>6} commands, {}\n", op.commands, seconds(op.seconds));
-            }
-        }
+        text += &self.profile.lanes_text();
         let hidden = 100.0 * self.copy_hidden_fraction;
         text += &match self.link_gb_s {
             0.0 => "nothing was copied\n".to_owned(),

@@ -38,7 +38,8 @@ pub(crate) fn run(args: &PrefillArgs, environment: &Environment) -> Result<()> {
     let decoded = (tokens > 0).then(|| bench.decode(tokens)).transpose()?;
     let end = bench.finish()?;
     let floor = Floor::of(&end.0, &measured.steps, &end.2);
-    let report = Report { past_s, decoded, ..Report::new(end, &measured, floor) };
+    let profile = args.profile.then(|| measured.profile.shown(measured.seconds));
+    let report = Report { past_s, decoded, profile, ..Report::new(end, &measured, floor) };
     if args.measure.json {
         return output::print_json(&report);
     }

@@ -9,6 +9,7 @@ use headinfer_core::units::Bytes;
 use serde::Serialize;
 
 use super::ceilings::{Ceilings, Floor};
+use super::profile::Shown;
 use super::steps::{Decoded, Measured};
 use crate::measure::cuda;
 
@@ -65,6 +66,9 @@ pub(super) struct Report {
     pub(super) plan_host_bytes: u64,
     pub(super) knobs: Knobs,
     pub(super) logits_hash: String,
+    /// Of a prefill, where it is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) profile: Option<Shown>,
 }
 
 /// Least and greatest of some repetitions.
@@ -192,6 +196,7 @@ impl Report {
                 kept_layers: k.weights.kept(),
             },
             logits_hash: m.logits_hash.clone(),
+            profile: None,
         }
     }
 
@@ -250,7 +255,8 @@ impl Report {
                 format!("{} a token, median of {count} after it, {spread}", seconds(*time)),
             ));
         }
-        lines.iter().map(|(name, text)| format!("  {name:<12}{text}\n")).collect()
+        let lines = lines.iter().map(|(name, text)| format!("  {name:<12}{text}\n"));
+        lines.chain(self.profile.iter().map(Shown::text)).collect()
     }
 
     fn floor_text(&self) -> String {

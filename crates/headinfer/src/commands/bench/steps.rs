@@ -8,10 +8,11 @@ use headinfer_core::backend::{Stats, Timed};
 use headinfer_core::cpu::measure::median;
 use headinfer_core::engine::sample::greedy_margin;
 use headinfer_core::engine::{Progress, Session};
-use headinfer_core::plan::{DeviceKind, Lane, Op, Plan, Request, Step};
+use headinfer_core::plan::{DeviceKind, Lane, Op, Plan, Request, Schedule, Step};
 use serde::Serialize;
 
 use super::ceilings::{Ceilings, Meter, Reached};
+use super::profile::Profile;
 use super::report::Spread;
 use crate::args::{Environment, MeasureArgs};
 use crate::model_source::{Model, ModelSource};
@@ -170,7 +171,10 @@ impl Bench {
         let hash = summary::hash(self.session.step(ids, logit_rows)?);
         let seconds = begun.elapsed().as_secs_f64();
         let mut measured = Measured::default();
-        measured.attention(&plan, &step, self.session.backend().timeline());
+        let schedule = plan.schedule(step);
+        let timeline = self.session.backend().timeline();
+        measured.attention(&plan, &schedule, timeline);
+        measured.profile = Profile::of(&plan, &schedule, timeline);
         measured.copies(&before, &self.session.backend().stats());
         if let Some(meter) = &mut self.meter {
             let cost = plan.step_cost(&step);
@@ -230,6 +234,8 @@ pub(super) struct Measured {
     pub(super) to_host: Copied,
     pub(super) copy_s: f64,
     pub(super) copy_hidden_s: f64,
+    /// Every command's time.
+    pub(super) profile: Profile,
     pub(super) logits_hash: String,
 }
 
@@ -270,14 +276,11 @@ impl Measured {
         }
         self.copy_s += step.copy_s;
         self.copy_hidden_s += step.copy_hidden_s;
+        self.profile.add(&step.profile);
         self.logits_hash = step.logits_hash;
     }
 
-    fn attention(&mut self, plan: &Plan, step: &Step, timeline: &[Timed]) {
-        if timeline.is_empty() {
-            return;
-        }
-        let schedule = plan.schedule(*step);
+    fn attention(&mut self, plan: &Plan, schedule: &Schedule, timeline: &[Timed]) {
         // On the CPU device everything lies in the host's memory.
         let all_host = plan.knobs().device == DeviceKind::Cpu;
         let (mut busy, mut host) = (Vec::new(), Vec::new());
@@ -286,7 +289,7 @@ impl Measured {
             if !matches!(op, Op::Attend { .. } | Op::AttendHost { .. }) {
                 continue;
             }
-            let cost = plan.command_cost(step, op);
+            let cost = plan.command_cost(&schedule.step, op);
             self.attention_flop += cost.attention_flop;
             self.kv_bytes += cost.device_bytes + cost.host_bytes;
             busy.push((timed.start, timed.end));
