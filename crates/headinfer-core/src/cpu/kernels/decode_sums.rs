@@ -236,10 +236,10 @@ impl<const R: usize> Few<'_, R> {
     ) -> usize {
         let half = self.width / 2;
         let mut sums = [[(S::splat(0.0), S::splat(0.0)); W]; R];
-        for r in 0..R {
-            for c in 0..W {
+        for (sums, to) in sums.iter_mut().zip(to.iter()) {
+            for (c, sums) in sums.iter_mut().enumerate() {
                 let low = at + c * S::LANES;
-                sums[r][c] = (S::load(&to[r][low..]), S::load(&to[r][half + low..]));
+                *sums = (S::load(&to[low..]), S::load(&to[half + low..]));
             }
         }
         let step = 2 * W * S::LANES;
@@ -253,11 +253,11 @@ impl<const R: usize> Few<'_, R> {
         for j in count / 4 * 4..count {
             self.add::<S, W>(&mut sums, j, &self.v[j * self.width + 2 * at..][..step]);
         }
-        for r in 0..R {
-            for c in 0..W {
+        for (sums, to) in sums.iter().zip(to) {
+            for (c, (even, odd)) in sums.iter().enumerate() {
                 let low = at + c * S::LANES;
-                S::store(sums[r][c].0, &mut to[r][low..]);
-                S::store(sums[r][c].1, &mut to[r][half + low..]);
+                S::store(*even, &mut to[low..]);
+                S::store(*odd, &mut to[half + low..]);
             }
         }
         W
@@ -268,9 +268,9 @@ impl<const R: usize> Few<'_, R> {
     fn add<S: Simd, const W: usize>(&self, sums: &mut [[(S::V, S::V); W]; R], j: usize, v: &[u16]) {
         for c in 0..W {
             let (even, odd) = S::load_bf16(&v[2 * c * S::LANES..]);
-            for r in 0..R {
-                let w = S::splat(self.weights[r][j]);
-                sums[r][c] = (S::fma(w, even, sums[r][c].0), S::fma(w, odd, sums[r][c].1));
+            for (sums, weights) in sums.iter_mut().zip(self.weights) {
+                let w = S::splat(weights[j]);
+                sums[c] = (S::fma(w, even, sums[c].0), S::fma(w, odd, sums[c].1));
             }
         }
     }
