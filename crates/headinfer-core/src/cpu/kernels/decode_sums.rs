@@ -236,7 +236,7 @@ impl<const R: usize> Few<'_, R> {
     ) -> usize {
         let half = self.width / 2;
         let mut sums = [[(S::splat(0.0), S::splat(0.0)); W]; R];
-        for (sums, to) in sums.iter_mut().zip(&*to) {
+        for (sums, to) in sums.iter_mut().zip(to.iter()) {
             for (c, sums) in sums.iter_mut().enumerate() {
                 let low = at + c * S::LANES;
                 *sums = (S::load(&to[low..]), S::load(&to[half + low..]));
@@ -254,10 +254,10 @@ impl<const R: usize> Few<'_, R> {
             self.add::<S, W>(&mut sums, j, &self.v[j * self.width + 2 * at..][..step]);
         }
         for (sums, to) in sums.iter().zip(to) {
-            for (c, sums) in sums.iter().enumerate() {
+            for (c, (even, odd)) in sums.iter().enumerate() {
                 let low = at + c * S::LANES;
-                S::store(sums.0, &mut to[low..]);
-                S::store(sums.1, &mut to[half + low..]);
+                S::store(*even, &mut to[low..]);
+                S::store(*odd, &mut to[half + low..]);
             }
         }
         W
