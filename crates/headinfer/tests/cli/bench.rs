@@ -102,8 +102,9 @@ fn quality_of_an_exact_form_is_that_of_the_exact_one() {
     let report = |form: &str| run(&format!("{line} {} --kv-dtype {form}", ids.display())).json();
     for form in ["bf16", "bf16-packed"] {
         let report = report(form);
-        let zero = |field: &str| assert_eq!(report[field], 0.0, "{field}: {report}");
-        ["kl_mean_nats", "kl_max_nats"].map(zero);
+        for field in ["kl_mean_nats", "kl_max_nats"] {
+            assert_eq!(report[field], 0.0, "{field}: {report}");
+        }
         assert_eq!(report["perplexity"], report["exact_perplexity"]);
         assert_eq!((&report["same_top_fraction"], &report["lossy"]), (&1.0.into(), &false.into()));
         assert_eq!(report["needles"]["margin_min"], report["needles"]["exact_margin_min"]);
@@ -125,7 +126,7 @@ fn quality_of_an_exact_form_is_that_of_the_exact_one() {
 fn quality_needs_a_text_and_a_store() {
     let line = "bench quality -m builtin:retrieval --device cpu -c 700";
     run(line).fails(2, &["--file", "--ids"]);
-    run(&format!("{line} -f README.md -c 0")).fails(2, &["-c", "at least 1"]);
+    run(&format!("{line} -f README.md -n 0")).fails(2, &["--tokens", "at least 1"]);
     let folder = tempfile::tempdir().unwrap();
     let ids = folder.path().join("ids.json");
     std::fs::write(&ids, "[1]").unwrap();
