@@ -173,7 +173,7 @@ fn signaller(schedule: &Schedule, event: Event) -> usize {
 fn every_head_attends_each_visible_row_once_and_its_own_with_its_last_tile() {
     let mut draw = Draw(9);
     let (mut with_tile, mut alone, mut open) = (0, 0, 0);
-    for _ in 0..400 {
+    for _ in 0..1000 {
         let (plan, step) = random_plan(&mut draw);
         let commands = plan.schedule(step).commands;
         for (layer, head) in (0..plan.spec.layers).flat_map(|l| (0..plan.spec.kv_heads).map(move |h| (l, h)))
