@@ -7,9 +7,9 @@ use std::time::Duration;
 use crate::backend::Timed;
 use crate::plan::{DeviceKind, HOST_ROUND_S, Lane, Machine, Plan, Schedule, Step};
 
-/// What a GPU takes for a command of the compute lane besides its bytes and FLOP, seconds: beside an H100 the 200 of a
-/// decoded token of Llama-3-8B took 2.2 ms longer than its weights (`decode-8b-1k-cuda.json`).
-const COMMAND_S: f64 = 11e-6;
+/// What a GPU takes for a command of the compute lane besides its bytes and FLOP, seconds: on an H200 the 200 of a
+/// decoded token of Llama-3-8B took 1.6 ms longer than its weights (`decode-8b-1k-cuda.json`).
+const COMMAND_S: f64 = 8e-6;
 /// Fetches of a step that is simulated whole.
 const FETCHES_MAX: usize = 1 << 18;
 

@@ -66,6 +66,19 @@ impl Memories {
         self.device.at(span)
     }
 
+    /// Writes all of a span of the device's memory; it is there when this returns. The driver's call returns when it has
+    /// read the bytes, which the device may have later, and streams do not wait for that.
+    ///
+    /// # Panics
+    /// When the bytes are not as many as the span's.
+    pub(crate) fn put(&self, span: Span, bytes: &[u8]) -> Result<(), CudaError> {
+        assert_eq!(span.bytes, bytes.len() as u64, "a range is written whole");
+        // SAFETY: the range is inside the arena, as `pointer` asserts, and `bytes` is as long.
+        unsafe { result::memcpy_htod_sync(self.pointer(span), bytes) }.named("cuMemcpyHtoD")?;
+        // SAFETY: the default stream, on which that copy is.
+        unsafe { result::stream::synchronize(std::ptr::null_mut()) }.named("cuStreamSynchronize")
+    }
+
     /// The address under which kernels read a host span in place, at the speed of the link.
     ///
     /// # Errors

@@ -204,9 +204,7 @@ impl Cuda {
             memories.host::<u8>(span).copy_from_slice(bytes);
             return Ok(());
         }
-        // SAFETY: as in `read`.
-        unsafe { cudarc::driver::result::memcpy_htod_sync(memories.pointer(span), bytes) }
-            .named("cuMemcpyHtoD")
+        memories.put(span, bytes)
     }
 
     /// Waits until the host's memory of the first `rows` rows is there.

@@ -32,7 +32,7 @@ impl Executor {
         let (host, device): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|p| p.0.memory == Memory::Host);
         let memories = &self.memories;
         host.into_par_iter().for_each(|(span, from)| memories.host::<u8>(span).copy_from_slice(from));
-        device.into_iter().try_for_each(|(span, from)| self.write_device(span, from))?;
+        device.into_iter().try_for_each(|(span, from)| self.memories.put(span, from))?;
         match self.plan.coded() {
             true => write_units(&self.codec(), (&self.plan, self), &rows, from),
             false => Ok(None),
@@ -43,12 +43,6 @@ impl Executor {
         assert_eq!(span.bytes, to.len() as u64, "a range is read whole");
         // SAFETY: the range is inside the arena, as `pointer` asserts, and `to` is as long.
         unsafe { result::memcpy_dtoh_sync(to, self.memories.pointer(span)) }.named("cuMemcpyDtoH")
-    }
-
-    fn write_device(&self, span: Span, from: &[u8]) -> Result<(), CudaError> {
-        assert_eq!(span.bytes, from.len() as u64, "a range is written whole");
-        // SAFETY: as above.
-        unsafe { result::memcpy_htod_sync(self.memories.pointer(span), from) }.named("cuMemcpyHtoD")
     }
 
     /// The unit that a step so far found without a plane left.
@@ -109,6 +103,6 @@ impl UnitMemory for Executor {
 
     fn write_open(&self, rows: Range<usize>, from: Vec<&[u8]>) -> Result<(), CudaError> {
         let spans = self.open(rows, Access::Write).into_iter();
-        spans.zip(from).try_for_each(|(span, from)| self.write_device(span, from))
+        spans.zip(from).try_for_each(|(span, from)| self.memories.put(span, from))
     }
 }

@@ -14,7 +14,7 @@ mod together;
 
 use std::time::Duration;
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 use headinfer_core::cpu::measure::median;
 use headinfer_core::model::synthetic::{Half, SyntheticKv};
 use headinfer_core::plan::{GEMM_WORKSPACE, Memory, Span};
@@ -252,9 +252,7 @@ impl Bed {
 
     /// Writes all of a range of the device's memory.
     fn put(&self, span: Span, bytes: &[u8]) -> Result<(), CudaError> {
-        assert_eq!(span.bytes, bytes.len() as u64, "a range is written whole");
-        // SAFETY: the range is inside the arena, as `pointer` asserts.
-        unsafe { result::memcpy_htod_sync(self.memories.pointer(span), bytes) }.named("cuMemcpyHtoD")
+        self.memories.put(span, bytes)
     }
 
     fn device(&self, offset: u64, bytes: u64) -> Span {

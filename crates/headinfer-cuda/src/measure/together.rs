@@ -41,18 +41,24 @@ impl Bed {
         let refused = |error| OpenError::Threads(std::io::Error::other(error));
         let pool = pool.map_err(refused)?;
         self.context.enter()?;
-        let whole = 2 * self.half;
-        let field = HostSlab::new(host_bytes.clamp(whole, FIELD_MAX.max(whole)) / whole * whole, false)?;
-        for at in (0..field.bytes()).step_by(whole as usize) {
-            let from = self.memories.pointer(self.device(0, whole));
+        let bytes = self.copy_bytes();
+        let field = HostSlab::new(host_bytes.clamp(2 * bytes, FIELD_MAX) / (2 * bytes) * 2 * bytes, false)?;
+        // A copy stays within what was pinned together, and pieces are multiples of a copy.
+        for at in (0..field.bytes()).step_by(bytes as usize) {
+            let from = self.memories.pointer(self.device(at % self.half / bytes * bytes, bytes));
             // SAFETY: both ranges are inside their memories, which outlive the copy.
-            unsafe { sys::cuMemcpyDtoH_v2(field.at(at, whole).cast(), from, whole as usize) }
+            unsafe { sys::cuMemcpyDtoH_v2(field.at(at, bytes).cast(), from, bytes as usize) }
                 .result()
                 .named("cuMemcpyDtoH")?;
         }
         let (link_bytes_s, host_bytes_s) = self.round(&pool, &field, shape, 1, link_bytes_s)?;
         let (_, of_many_rows) = self.round(&pool, &field, shape, DECODE_ROWS, link_bytes_s)?;
         Ok(Together { link_bytes_s, host_bytes_s, host_flops: of_many_rows * (DECODE_ROWS * group) as f64 })
+    }
+
+    /// Bytes of a copy: a power of two, so that pieces of pinned memory are multiples of it.
+    fn copy_bytes(&self) -> u64 {
+        COPY.min(1 << self.half.ilog2())
     }
 
     /// Bytes per second of the link and of the CPU.
@@ -65,7 +71,7 @@ impl Bed {
         link_bytes_s: f64,
     ) -> Result<(f64, f64), OpenError> {
         let half = field.bytes() / 2;
-        let bytes = COPY.min(self.half);
+        let bytes = self.copy_bytes();
         let count = half / bytes;
         let copies = ((SECONDS * link_bytes_s / bytes as f64) as u64).clamp(1, COPIES_MAX);
         let (lane, [begin, end, _]) = (&self.lanes[0], &self.marks);

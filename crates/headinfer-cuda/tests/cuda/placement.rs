@@ -161,7 +161,12 @@ fn a_lossy_store_gives_one_answer_wherever_the_rest_lies() {
             let values =
                 |bits: &[u32]| bits.iter().map(|x| f64::from(f32::from_bits(*x))).collect::<Vec<_>>();
             let error = relative_error(&values(&first.expect("it ran")), &values(&exact));
-            assert!(error > 0.0 && error < 0.3, "{kv:?}: {error} {:?}", case.spec);
+            // A window may see no unit that was coded.
+            assert!(
+                (error > 0.0 || case.spec.windows[0].is_some()) && error < 0.3,
+                "{kv:?}: {error} {:?}",
+                case.spec
+            );
         }
     }
 }
