@@ -89,7 +89,8 @@ impl Plan {
     fn rates_together(&self) -> (f64, f64) {
         let machine = &self.request.machine;
         // A byte of K or V is half of an element that each query row multiplies once.
-        let flop_a_byte = self.spec.group() as f64 * self.knobs().kv.ratio(self.spec.head_dim);
+        let (kv, d) = (self.knobs().kv, self.spec.head_dim);
+        let flop_a_byte = self.spec.group() as f64 * kv.ratio(d) + kv.decode_flop_a_byte(d);
         match machine.together {
             Some(rates) => (rates.link_bytes_s, rates.host_bytes_s.min(rates.host_flops / flop_a_byte)),
             None => (machine.link_bytes_s, BESIDE * machine.host_bytes_s),

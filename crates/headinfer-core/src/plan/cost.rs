@@ -207,11 +207,10 @@ impl Plan {
             }
             Op::AttendHost { layer, heads } => {
                 let stored = step.past - self.open_rows(step.past);
-                Cost {
-                    host_bytes: self.bytes_of(step, op, &STORED),
-                    host_flop: attention(spec, heads, pairs(spec, step, layer, 0..stored)).attention_flop,
-                    ..Cost::default()
-                }
+                let host_bytes = self.bytes_of(step, op, &STORED);
+                let attended = attention(spec, heads, pairs(spec, step, layer, 0..stored)).attention_flop;
+                let host_flop = attended + self.decode_flop(host_bytes);
+                Cost { host_bytes, host_flop, ..Cost::default() }
             }
         }
     }
@@ -286,8 +285,14 @@ impl Plan {
             out_bytes: on_host * new as f64 * unit,
             in_bytes: streamed * units as f64 * unit,
             host_bytes: by_cpu * units as f64 * unit,
+            host_flop: self.decode_flop(by_cpu * units as f64 * unit),
             ..Cost::default()
         }
+    }
+
+    /// FLOP that decoding so many bytes of a coded store takes the CPU.
+    fn decode_flop(&self, bytes: f64) -> f64 {
+        bytes * self.knobs().kv.decode_flop_a_byte(self.spec.head_dim)
     }
 
     /// Seconds that no prefill of `tokens` can beat on this plan's machine.
