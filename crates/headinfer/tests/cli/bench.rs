@@ -186,7 +186,7 @@ fn quality_of_an_exact_form_is_that_of_the_exact_one() {
 fn quality_needs_a_text_and_a_store() {
     let line = "bench quality -m builtin:retrieval --device cpu -c 700";
     run(line).fails(2, &["--file", "--ids"]);
-    run(&format!("{line} -f README.md -c 0")).fails(2, &["-c", "at least 1"]);
+    run(&format!("{line} -f README.md -n 0")).fails(2, &["--tokens", "at least 1"]);
     let folder = tempfile::tempdir().unwrap();
     let ids = folder.path().join("ids.json");
     std::fs::write(&ids, "[1]").unwrap();
