@@ -73,7 +73,7 @@ pub(crate) struct EngineArgs {
     /// `bf16-packed` takes about three quarters of the memory and of the way over the link, and gives the same output to the
     /// last bit. `int8` and `int4` are lossy: about 1.9 and 3.6 times smaller, and the output is another one, which also
     /// depends on what stays on the device; `headinfer bench quality` says how far off it is. Heads that stay on the device,
-    /// up to 255 tokens before the newest and the session store have bf16 in any case. On CUDA only bf16 works so far.
+    /// up to 255 tokens before the newest and the session store have bf16 in any case.
     #[arg(long, value_enum, value_name = "FORM", default_value_t = KvDtype::Bf16)]
     #[arg(env = "HEADINFER_KV_DTYPE", hide_env_values = true)]
     pub(crate) kv_dtype: KvDtype,
