@@ -117,7 +117,7 @@ impl Executor {
                 let grant = self.memories.grant(one_span(Access::Read, span));
                 to.copy_from_slice(grant.read(Role::Key, 0));
             });
-            if self.plan.coded() && !rows.is_empty() {
+            if self.plan.coded() {
                 self.read_units(&rows, held, to);
             }
         });
@@ -134,7 +134,7 @@ impl Executor {
                 let grant = self.memories.grant(one_span(Access::Write, span));
                 grant.write(Role::Key, 0).copy_from_slice(from);
             });
-            match self.plan.coded() && !rows.is_empty() {
+            match self.plan.coded() {
                 true => self.write_units(&rows, from),
                 false => Ok(()),
             }

@@ -21,7 +21,11 @@ pub struct UnitCodec {
 
 impl UnitCodec {
     /// That of a plan's store.
+    ///
+    /// # Panics
+    /// When the store is not coded.
     pub fn new(isa: Isa, plan: &Plan) -> Self {
+        assert!(plan.coded(), "a store of {} has no codec", plan.knobs().kv.name());
         Self { isa, format: plan.knobs().kv, head_dim: plan.spec.head_dim }
     }
 
@@ -34,14 +38,10 @@ impl UnitCodec {
         self.format.half_bytes(self.head_dim)
     }
 
-    /// Codes halves of one unit, keys and values in turns; those that do not fit take planes from number `taken` on, in the order of the halves.
-    /// False when none is left.
+    /// Codes halves of one unit, keys and values in turns; those that do not fit take planes from number `taken` on, in
+    /// the order of the halves. False when none is left.
     pub fn code(&self, halves: Vec<(&[u16], &mut [u8])>, planes: &mut [u8], taken: &mut u32) -> bool {
         let (isa, d) = (self.isa, self.head_dim);
-        if self.format == KvFormat::Bf16 {
-            halves.into_par_iter().for_each(|(rows, to)| to.copy_from_slice(bytemuck::cast_slice(rows)));
-            return true;
-        }
         if let Some(format) = self.format.quantised() {
             let halves = halves.into_par_iter().enumerate();
             halves.for_each(|(i, (rows, to))| quantise_half(isa, format, which(i), d, rows, to));
@@ -66,10 +66,6 @@ impl UnitCodec {
 
     /// The rows of a half, the `index`-th of its unit, with the planes of the unit.
     pub fn decode(&self, index: usize, half: &[u8], planes: &[u8], rows: &mut [u16]) {
-        if self.format == KvFormat::Bf16 {
-            bytemuck::cast_slice_mut(rows).copy_from_slice(half);
-            return;
-        }
         if let Some(format) = self.format.quantised() {
             return dequantise_half(self.isa, format, which(index), self.head_dim, half, rows);
         }
@@ -131,6 +127,9 @@ pub fn read_units<M: UnitMemory>(
     held: usize,
     to: &mut [u8],
 ) -> Result<(), M::Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
     let (d, row) = (codec.head_dim, codec.row_bytes());
     let whole = held - plan.open_rows(held);
     let on_host = of_host(plan);
@@ -171,6 +170,9 @@ pub fn write_units<M: UnitMemory>(
     rows: &Range<usize>,
     from: &[u8],
 ) -> Result<Option<usize>, M::Error> {
+    if rows.is_empty() {
+        return Ok(None);
+    }
     let row = codec.row_bytes();
     let on_host = of_host(plan);
     let halves = from.chunks_exact(rows.len() * row).enumerate();

@@ -74,6 +74,8 @@ impl Isa {
 #[cfg(test)]
 mod attention_tests;
 #[cfg(test)]
+mod coded_tests;
+#[cfg(test)]
 mod packed_tests;
 #[cfg(test)]
 mod quantised_tests;

@@ -1,26 +1,14 @@
 //! What is packed comes back, whatever it was, and in the bytes that the format names.
 
+use super::coded_tests::{Random, attended};
 use super::packed::*;
 use super::*;
 
 const DIMS: [usize; 6] = [16, 64, 80, 96, 128, 256];
 
-/// Pseudo-random numbers, by splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
-    }
-
-    /// About normal: the sum of twelve uniform ones.
-    fn normal(&mut self) -> u16 {
-        let sum: f32 = (0..12).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32).sum();
-        half::bf16::from_f32(sum - 6.0).to_bits()
-    }
+/// A bf16 that is about normal.
+fn normal(random: &mut Random) -> u16 {
+    half::bf16::from_f32(random.normal()).to_bits()
 }
 
 /// Packs and unpacks `rows` on every instruction set, with the same bytes on all; those bytes, and whether they fit
@@ -70,7 +58,7 @@ fn every_bit_pattern_is_restored() {
 fn normal_values_fit_with_few_escapes() {
     let mut random = Random(1);
     for d in DIMS {
-        let rows: Vec<u16> = (0..UNIT * d).map(|_| random.normal()).collect();
+        let rows: Vec<u16> = (0..UNIT * d).map(|_| normal(&mut random)).collect();
         let (half, fits) = restored(d, &rows);
         assert!(fits && escapes(&half, d) < d as u32 / 2, "{d}: {}", escapes(&half, d));
     }
@@ -176,46 +164,37 @@ fn packed(isa: Isa, d: usize, k: &[u16], v: &[u16], planes_max: usize) -> (Vec<u
 fn decode_over_packed_units_has_the_bits_of_plain_rows() {
     let mut random = Random(4);
     for round in 0..40 {
-        let below = |random: &mut Random, n: u64| (random.next() % n) as usize;
         let d = DIMS[round % DIMS.len()];
-        let (group, tokens) = (1 + below(&mut random, 4), 1 + below(&mut random, 16));
-        let (units, start) = (1 + below(&mut random, 5), 256 * below(&mut random, 3) as u64);
+        let (group, tokens) = (1 + random.below(4), 1 + random.below(16));
+        let (units, start) = (1 + random.below(5), 256 * random.below(3) as u64);
         // Of every few values one is far smaller than all others: some halves need planes.
-        let far = 1 + below(&mut random, 400) as u64;
+        let far = 1 + random.below(400) as u64;
         let rows = |random: &mut Random| -> Vec<u16> {
             let value = |random: &mut Random| match random.next() % far {
                 0 => random.next() as u16 & 0x807f | (((random.next() % 100) as u16 + 10) << 7),
-                _ => random.normal(),
+                _ => normal(random),
             };
             (0..units * UNIT * d).map(|_| value(random)).collect()
         };
         let (k, v) = (rows(&mut random), rows(&mut random));
         let q: Vec<f32> =
-            (0..tokens * group * d).map(|_| f32::from(half::bf16::from_bits(random.normal()))).collect();
+            (0..tokens * group * d).map(|_| f32::from(half::bf16::from_bits(normal(&mut random)))).collect();
         let geo = Geometry {
             head_dim: d,
             group,
             scale: 1.0 / (d as f32).sqrt(),
-            window: [None, Some(1 + below(&mut random, 700))][round % 2],
-            q_start: start + (units * UNIT + below(&mut random, 300)) as u64,
+            window: [None, Some(1 + random.below(700))][round % 2],
+            q_start: start + (units * UNIT + random.below(300)) as u64,
             sees: Sees::Before,
         };
-        let attend = |isa: Isa, pieces: &[Keys<'_>]| {
-            let rows = tokens * group;
-            let (mut max, mut sum, mut acc) =
-                (vec![f32::NEG_INFINITY; rows], vec![0.0; rows], vec![0.0; rows * d]);
-            let state = StateMut { max: &mut max, sum: &mut sum, acc: &mut acc };
-            let mut scratch = vec![f32::NAN; 3 * rows * (d + 2)];
-            attend_decode_pieces(isa, &geo, UNIT, &mut [PiecedTask { q: &q, pieces, state }], &mut scratch);
-            [max, sum, acc].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        };
+        let attend = |isa, pieces: &[Keys<'_>]| attended(isa, &geo, &q, pieces);
         for isa in Isa::available() {
             let (coded, planes) = packed(isa, d, &k, &v, 3);
             let plain = attend(isa, &[Keys::Plain(KvRows { k: &k, v: &v, start })]);
             let whole = PackedRows { units: &coded, planes: &planes, start };
             assert!(attend(isa, &[Keys::Packed(whole)]) == plain, "{isa:?} {geo:?}");
             // A packed piece, then a plain one.
-            let cut = below(&mut random, units as u64 + 1);
+            let cut = random.below(units as u64 + 1);
             let (first, rest) = coded.split_at(cut * 2 * half_bytes(d));
             let tail = (&k[cut * UNIT * d..], &v[cut * UNIT * d..], start + (cut * UNIT) as u64);
             let pieces = [
@@ -233,7 +212,7 @@ fn decode_over_packed_units_has_the_bits_of_plain_rows() {
 fn packing_rates() {
     let mut random = Random(5);
     for d in [64, 80, 96, 128, 256] {
-        let rows: Vec<u16> = (0..UNIT * d).map(|_| random.normal()).collect();
+        let rows: Vec<u16> = (0..UNIT * d).map(|_| normal(&mut random)).collect();
         let (mut half, mut back) = (vec![0; half_bytes(d)], vec![0; UNIT * d]);
         for isa in Isa::available() {
             let rate = |run: &mut dyn FnMut()| {

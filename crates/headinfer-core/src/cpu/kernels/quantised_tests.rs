@@ -1,31 +1,13 @@
 //! What is quantised comes back as near as the format says, and the same on every instruction set.
 
+use super::coded_tests::{Random, attended};
 use super::packed::UNIT;
 use super::quantised::*;
 use super::*;
 
 const DIMS: [usize; 7] = [8, 16, 64, 80, 96, 128, 256];
 
-/// Pseudo-random numbers, by splitmix64.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
-    }
-
-    fn below(&mut self, n: u64) -> usize {
-        (self.next() % n) as usize
-    }
-
-    /// About normal: the sum of twelve uniform ones.
-    fn normal(&mut self) -> f32 {
-        (0..12).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32).sum::<f32>() - 6.0
-    }
-
     /// Rows whose columns have a scale and an offset each.
     fn rows(&mut self, d: usize) -> Vec<u16> {
         let columns: Vec<(f32, f32)> = (0..d)
@@ -221,15 +203,7 @@ fn decode_over_quantised_units_has_the_bits_of_what_they_decode_to() {
             q_start: start + (count * UNIT + random.below(300)) as u64,
             sees: Sees::Before,
         };
-        let attend = |isa: Isa, pieces: &[Keys<'_>]| {
-            let rows = tokens * group;
-            let (mut max, mut sum, mut acc) =
-                (vec![f32::NEG_INFINITY; rows], vec![0.0; rows], vec![0.0; rows * d]);
-            let state = StateMut { max: &mut max, sum: &mut sum, acc: &mut acc };
-            let mut scratch = vec![f32::NAN; 3 * rows * (d + 2)];
-            attend_decode_pieces(isa, &geo, UNIT, &mut [PiecedTask { q: &q, pieces, state }], &mut scratch);
-            [max, sum, acc].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        };
+        let attend = |isa, pieces: &[Keys<'_>]| attended(isa, &geo, &q, pieces);
         for isa in Isa::available() {
             let plain = attend(isa, &[Keys::Plain(KvRows { k: &k, v: &v, start })]);
             let whole = QuantisedRows { format, units: &coded, start };
